@@ -1,0 +1,192 @@
+"""The engine: token ids in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from t3d import models
+from t3d.engine.attention import grouped
+from t3d.engine.batch import Batch
+from t3d.engine.cache import rows_that_fit
+from t3d.engine.noise import derive_seeds
+from t3d.engine.request import Request, check_request
+from t3d.engine.runner import ModelRunner, UncachedRunner, UnfusedRunner
+from t3d.engine.scheduler import Scheduler
+from t3d.errors import RequestError
+from t3d.models import SDARForCausalLM
+from t3d.types import Decoding, Generation
+
+OnFinish = Callable[[int, Generation], None]
+
+
+class Engine:
+    """Decodes batches of prompts with a block-diffusion model."""
+
+    def __init__(
+        self,
+        model: SDARForCausalLM,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        max_batch_size: int | None = None,
+        fused_commit: bool = True,
+        use_cache: bool = True,
+    ) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            model: on the device and in the dtype to run in.
+            tokenizer: only `generate_text` needs it.
+            stop_token_ids: ids that end every response; None takes the model's and the tokenizer's.
+            max_batch_size: requests decoded together; None takes what memory allows, at most 512.
+            fused_commit: False pays a forward more per finished block, for comparison.
+            use_cache: False recomputes whole sequences at every step, for comparison.
+        """
+        if max_batch_size is not None and max_batch_size < 1:
+            raise RequestError(f"max_batch_size must be at least 1 (or None), not {max_batch_size}")
+        if model.config.mask_token_id is None:
+            raise RequestError("the model's config has no mask_token_id: set it to the id of the mask token")
+        self.model = model
+        self.mask_token_id: int = model.config.mask_token_id
+        self.tokenizer = tokenizer
+        self.stop_token_ids = models.stop_token_ids(model, tokenizer) if stop_token_ids is None else stop_token_ids
+        self.max_batch_size = max_batch_size
+        self._runner_class = UncachedRunner if not use_cache else ModelRunner if fused_commit else UnfusedRunner
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        attention: str = "sdpa",
+        max_batch_size: int | None = None,
+    ) -> Engine:
+        """Load model and tokenizer by folder, hub id or built-in name (see `t3d.models.load_model`)."""
+        model = models.load_model(name, dtype=dtype, device=device, attention=attention)
+        return cls(model, models.load_tokenizer(name), max_batch_size=max_batch_size)
+
+    def generate_text(
+        self,
+        texts: Sequence[str],
+        decoding: Decoding | Sequence[Decoding] | None = None,
+        seeds: Sequence[int] | None = None,
+        on_finish: OnFinish | None = None,
+    ) -> list[Generation]:
+        """`generate` for rendered prompts: each is tokenised once, as it is, and `Generation.text` is filled in."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise RequestError("generate_text needs a tokenizer: give one to Engine, or use generate with token ids")
+
+        def finish(index: int, generation: Generation) -> None:
+            generation.text = tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+            if on_finish is not None:
+                on_finish(index, generation)
+
+        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return self.generate(prompts, decoding, seeds, finish)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding | Sequence[Decoding] | None = None,
+        seeds: Sequence[int] | None = None,
+        on_finish: OnFinish | None = None,
+    ) -> list[Generation]:
+        """Decode every prompt.
+
+        Args:
+            prompts: token ids, one list a request.
+            decoding: one setting for all, or one for each prompt; None is `Decoding()`.
+            seeds: one for each prompt, used as they are. None: request i of a single `Decoding` gets a seed hashed
+                from (its seed, i), so that equal prompts give different samples; of a list, each its own seed. What
+                was used is in `Generation.seed`, and gives the same response again in any company.
+            on_finish: called with (place among the prompts, result) as requests finish, in any order.
+
+        Returns:
+            one result a prompt, in the order of the prompts.
+
+        Raises:
+            RequestError: a wrong request, before anything runs.
+        """
+        results: dict[int, Generation] = {}
+        requests = self._requests(prompts, decoding, seeds)
+        with _eval_mode(self.model), grouped(self.model):
+            for block_size in sorted({request.block_size for request in requests}):
+                same_grid = [request for request in requests if request.block_size == block_size]
+                for request, generation in self._run(same_grid):
+                    results[request.index] = generation
+                    if on_finish is not None:
+                        on_finish(request.index, generation)
+        return [results[index] for index in range(len(requests))]
+
+    def _run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
+        """Decode requests that share a block size; yields each as it finishes."""
+        config = self.model.config
+        longest = max(request.num_positions for request in requests)
+        limit = self.max_batch_size or rows_that_fit(config, longest, self.model.dtype, self.model.device)
+        batch = Batch(requests, min(limit, len(requests)), self.mask_token_id, self.model.device)
+        scheduler = Scheduler(requests, batch)
+        runner = self._runner_class(self.model, batch)
+        while scheduler.has_work:
+            yield from step(scheduler, batch, runner)
+
+    def _requests(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding | Sequence[Decoding] | None,
+        seeds: Sequence[int] | None,
+    ) -> list[Request]:
+        if decoding is None or isinstance(decoding, Decoding):
+            shared = decoding or Decoding()
+            decodings: Sequence[Decoding] = [shared] * len(prompts)
+            default_seeds = derive_seeds(shared.seed, len(prompts))
+        else:
+            decodings = decoding
+            default_seeds = [each.seed for each in decodings]
+        chosen_seeds = default_seeds if seeds is None else seeds
+        for name, values in (("decoding", decodings), ("seeds", chosen_seeds)):
+            if len(values) != len(prompts):
+                raise RequestError(f"{name} has {len(values)} entries for {len(prompts)} prompts: give one for each")
+        return [
+            check_request(index, prompt, one, seed, self.stop_token_ids, self.model.config)
+            for index, (prompt, one, seed) in enumerate(zip(prompts, decodings, chosen_seeds, strict=True))
+        ]
+
+
+def step(scheduler: Scheduler, batch: Batch, runner: ModelRunner) -> list[tuple[Request, Generation]]:
+    """Decode one block of every running request: schedule, run, reveal, commit. Returns those that finished."""
+    newcomers = batch.admit(scheduler.next_requests())
+    runner.prefill(newcomers)
+
+    slots = batch.running()
+    step_in_block = 0
+    while len(slots) > 0:
+        is_masked = batch.block_is_masked(slots)
+        candidates = runner.denoise(slots, is_masked)
+        batch.reveal(slots, is_masked, candidates, step_in_block)
+        slots = batch.unfinished(slots)
+        step_in_block += 1
+
+    over = batch.advance()
+    finished = list(zip([batch.requests[slot] for slot in over.tolist()], batch.generations(over), strict=True))
+    runner.clear(over[batch.has_failed[over]])
+    runner.move(*batch.release(over))
+    runner.commit(batch.running())
+    return finished
+
+
+@contextmanager
+def _eval_mode(model: SDARForCausalLM) -> Iterator[None]:
+    """No dropout while decoding, even when a trainer lends its model."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,18 @@
+"""The rules that decide which masked positions a denoising step reveals. A new one: a file, and a line here."""
+
+from __future__ import annotations
+
+from t3d.engine.rules.common import Rule
+from t3d.engine.rules.entropy_bounded import entropy_bounded
+from t3d.engine.rules.low_confidence_dynamic import low_confidence_dynamic
+from t3d.engine.rules.low_confidence_static import low_confidence_static
+from t3d.engine.rules.sequential import sequential
+
+RULES: dict[str, Rule] = {
+    "sequential": sequential,
+    "low_confidence_static": low_confidence_static,
+    "low_confidence_dynamic": low_confidence_dynamic,
+    "entropy_bounded": entropy_bounded,
+}
+
+__all__ = ["RULES", "Rule"]

@@ -1,0 +1,249 @@
+"""Load and save models and tokenizers; every failure is one line that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from t3d.errors import RequestError
+from t3d.models.sdar import SDARConfig, SDARForCausalLM
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUILT_IN = ("story-mini", "story-small")
+"""Models that ship with the package; they load by name."""
+BUILT_IN_TOKENIZER = "story-tokenizer"
+"""The built-in task's tokenizer, for training a model on it from random weights."""
+
+FAMILIES: dict[str, tuple[type[SDARConfig], type[SDARForCausalLM]]] = {"sdar": (SDARConfig, SDARForCausalLM)}
+"""`model_type` of a config -> the classes that read it."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTIONS = ("sdpa", "eager")
+FINGERPRINT_SAMPLES = 1024
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name; anything else is a folder that is not there
+
+transformers_logging.disable_progress_bar()
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's concern
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """A usable device.
+
+    Raises:
+        RequestError: the name is none that torch knows, or that device is not here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise RequestError(f"device {device!r} is unknown: use cpu, cuda or cuda:0") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RequestError(f"device {device!r} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
+    return chosen
+
+
+def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """A dtype from its name; None means float32 on the CPU and the stored dtype elsewhere (also None)."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else None
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder of a built-in model or tokenizer for its name; anything else (a folder, a hub id) as it is."""
+    if str(name) in (*BUILT_IN, BUILT_IN_TOKENIZER):
+        return str(ASSETS / str(name))
+    return str(name)
+
+
+def load_config(name: str | Path, revision: str | None = None) -> SDARConfig:
+    """The config of a model folder or hub id; code that the config names is never run.
+
+    Raises:
+        RequestError: nothing there, hub unreachable, unknown family, no mask id, or fields out of place.
+    """
+    source = resolve_model(name)
+    if not Path(source).is_dir() and not _HUB_ID.fullmatch(source):
+        raise RequestError(_not_found(name, FileNotFoundError(source)))
+    try:
+        fields, _ = SDARConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise RequestError(_not_found(name, error)) from error
+    model_type = fields.get("model_type")
+    if model_type not in FAMILIES:
+        raise RequestError(
+            f"model {name}: model_type {model_type!r} is not supported (known: {', '.join(sorted(FAMILIES))})"
+        )
+    config_class, _ = FAMILIES[model_type]
+    try:
+        config = config_class.from_dict(fields)
+    except Exception as error:  # transformers validates fields with several exception types
+        raise RequestError(f"model {name}: config.json is not valid: {_one_line(error)}") from error
+    _check_config(config, name, revision)
+    return config
+
+
+def load_model(
+    name: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    attention: str = "sdpa",
+    revision: str | None = None,
+) -> SDARForCausalLM:
+    """A block-diffusion model from a folder, the hub, or the package ("story-mini").
+
+    Args:
+        name: folder, hub id or built-in name.
+        dtype: "float32", "bfloat16", "float16"; None is float32 on the CPU, the stored dtype on CUDA.
+        device: None takes CUDA where there is one.
+        attention: transformers' attention function, "sdpa" or "eager".
+        revision: of a hub id.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        RequestError: as `load_config`; weights missing, of other shapes or unreadable.
+    """
+    if attention not in ATTENTIONS:
+        raise RequestError(f"attention {attention!r} is unknown: use one of {', '.join(ATTENTIONS)}")
+    target = as_device(device)
+    chosen_dtype = as_dtype(dtype, target)
+    config = load_config(name, revision)
+    _, model_class = FAMILIES[config.model_type]
+    try:
+        model, info = model_class.from_pretrained(
+            resolve_model(name),
+            config=config,
+            dtype=chosen_dtype or "auto",
+            attn_implementation=attention,
+            revision=revision,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they come back in `info`, and are refused below in one line
+        )
+    except Exception as error:  # safetensors, OSError, RuntimeError: whatever made the weights unreadable
+        raise RequestError(f"model {name}: its weights cannot be read: {_one_line(error)}") from error
+    _check_weights(name, info)
+    return model.to(target).eval()
+
+
+def save_model(model: SDARForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        RequestError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+    except Exception as error:  # a missing or broken tokenizer surfaces as many types
+        raise RequestError(f"model {name}: no tokenizer can be read there: {_one_line(error)}") from error
+
+
+def stop_token_ids(model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
+    """Every id that ends a response: `generation_config`'s, the config's and the tokenizer's, sorted."""
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for owner in (generation, model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return tuple(sorted(found))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that two tokenizers share exactly if they map the same tokens to the same ids."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
+def model_fingerprint(model: SDARForCausalLM) -> str:
+    """16 hex digits of a model's names, shapes and a sample of every weight: any training step changes it."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(_sample(tensor).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    stride = max(1, flat.numel() // FINGERPRINT_SAMPLES)
+    return flat[::stride].float().cpu()
+
+
+def _check_config(config: SDARConfig, name: str | Path, revision: str | None) -> None:
+    if config.mask_token_id is None:
+        config.mask_token_id = _mask_id_of_tokenizer(name, revision)
+    if not 0 <= config.mask_token_id < config.vocab_size:
+        raise RequestError(
+            f"model {name}: mask_token_id {config.mask_token_id} is outside the vocabulary of {config.vocab_size}"
+        )
+    if config.block_size < 1:
+        raise RequestError(f"model {name}: block_size must be at least 1, not {config.block_size}")
+    if any(kind != "full_attention" for kind in config.layer_types or ()):
+        raise RequestError(f"model {name}: sliding-window layers cannot decode blocks; use full attention")
+
+
+def _mask_id_of_tokenizer(name: str | Path, revision: str | None) -> int:
+    try:
+        mask_id = load_tokenizer(name, revision).mask_token_id
+    except RequestError:
+        mask_id = None
+    if mask_id is None:
+        raise RequestError(
+            f"model {name}: no mask id; set mask_token_id in config.json (151669 for the released SDAR models)"
+        )
+    return mask_id
+
+
+def _check_weights(name: str | Path, info: dict) -> None:
+    for kind, what in (
+        ("mismatched_keys", "of another shape than config.json says"),
+        ("missing_keys", "missing"),
+    ):
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get(kind, ()))
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise RequestError(f"model {name}: weights {what}: {keys[0]}{more}; download or save the model again")
+
+
+def _not_found(name: str | Path, error: Exception) -> str:
+    path = Path(resolve_model(name))
+    if path.is_dir() and not (path / "config.json").exists():
+        return f"model {name}: the folder holds no config.json"
+    if path.is_dir():
+        return f"model {name}: config.json cannot be read: {_one_line(error)}"
+    return (
+        f"model {name}: not a folder, not one of {', '.join(BUILT_IN)}, and the hub did not give it "
+        "(check the spelling and the network, or download it first)"
+    )
+
+
+def _one_line(error: Exception, limit: int = 200) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,89 @@
+"""What an objective is: a pure function `(scores, tokens) -> (loss, metrics)` that never runs a model.
+
+Shape legend: M tokens with loss in the batch, E examples in the batch.
+
+Every objective is a mean over the examples of the optimizer step. A batch holds part of them, so its loss is the sum
+over its examples divided by the step's number of examples; the parts add up to the mean however a step is cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from t3d.corruption.records import LossTokens
+from t3d.errors import RequestError
+
+
+@dataclass(slots=True)
+class Scores:
+    """Log-probabilities at the M tokens with loss; those of the reference and its token only if asked for.
+
+    Attributes:
+        real: float32 [M] student's log-probability of the clean token.
+        argmax: int64 [M] the student's most likely token.
+        fake: float32 [M] student's log-probability of the reference's token.
+        reference_real: float32 [M] reference's log-probability of the clean token.
+        reference_fake: float32 [M] reference's log-probability of its own token.
+    """
+
+    real: Tensor
+    argmax: Tensor
+    fake: Tensor | None = None
+    reference_real: Tensor | None = None
+    reference_fake: Tensor | None = None
+
+
+class Objective(BaseModel, ABC):
+    """An objective's fields are the options a recipe may set; an unknown one is an error.
+
+    Class attributes:
+        hider: how its examples are corrupted, a name in `t3d.corruption.HIDERS`.
+        needs_reference: whether a frozen reference model scores each batch too.
+        needs_trajectories: whether rows must carry a reveal order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hider: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
+    needs_trajectories: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, scores: Scores, tokens: LossTokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (float32 scalar, this batch's part of the step's mean) and metrics that add up the same way."""
+
+    @classmethod
+    def from_options(cls, name: str, options: Mapping[str, object]) -> Self:
+        """Build from a recipe's options; the first wrong one is named in one line."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            known = ", ".join(cls.model_fields) or "none"
+            raise RequestError(f"objective {name}: {field}: {first['msg']} (options: {known})") from error
+
+
+def sum_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
+    """float [M] -> [E] sums over each example's tokens."""
+    return torch.zeros(tokens.num_examples, dtype=values.dtype, device=values.device).index_add(
+        0, tokens.example, values
+    )
+
+
+def mean_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
+    """float [M] -> [E] means over each example's tokens; 0 for an example without any."""
+    counts = torch.bincount(tokens.example, minlength=tokens.num_examples).clamp_min(1)
+    return sum_per_example(values, tokens) / counts
+
+
+def mean_over_step(values: Tensor, tokens: LossTokens) -> Tensor:
+    """float [E] -> scalar: this batch's part of the mean over the optimizer step's examples."""
+    return values.sum() / tokens.num_examples_in_step

@@ -1,0 +1,6 @@
+"""Training: a recipe in, a student, its checkpoints and its metrics out."""
+
+from t3d.training.data import load_rows
+from t3d.training.trainer import Trainer, train
+
+__all__ = ["Trainer", "load_rows", "train"]

@@ -1,0 +1,109 @@
+"""What a run needs to go on exactly where it stopped, written so that a kill never leaves a half-written one.
+
+A checkpoint is a folder `step-000120` that appears by atomic rename: model (as `save_model` writes it), optimizer,
+reference, and the step. Noise and data order are functions of the step, so no random state is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from t3d.errors import RequestError, WorkError
+from t3d.models import SDARForCausalLM
+
+PREFIX = "step-"
+
+
+class Checkpoints:
+    """The checkpoint folder of one run; keeps the newest `keep`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+
+    def newest(self) -> Path | None:
+        """The last complete checkpoint, or None."""
+        found = sorted(path for path in self._folder.glob(PREFIX + "*") if path.suffix != ".partial")
+        return found[-1] if found else None
+
+    def save(self, step: int, model: SDARForCausalLM, optimizer: Optimizer, reference: SDARForCausalLM | None) -> None:
+        """Write the state after optimizer step `step` (1-based).
+
+        Raises:
+            WorkError: the disk refuses; earlier checkpoints stay.
+        """
+        final = self._folder / f"{PREFIX}{step:06d}"
+        partial = final.with_suffix(".partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(_tensors(model), partial / "model.safetensors")
+            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+            if reference is not None:
+                save_file(_tensors(reference), partial / "reference.safetensors")
+            (partial / "state.json").write_text(json.dumps({"step": step}))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise WorkError(
+                f"checkpoint {final}: {error.strerror or error}; earlier checkpoints are intact, --resume goes on"
+            ) from error
+        for old in sorted(self._folder.glob(PREFIX + "*"))[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, path: Path, model: SDARForCausalLM, optimizer: Optimizer, reference: SDARForCausalLM | None) -> int:
+        """Restore everything in place; returns the step after which it was saved.
+
+        Raises:
+            RequestError: torn, or of another model.
+        """
+        try:
+            step = int(json.loads((path / "state.json").read_text())["step"])
+            _restore(model, path / "model.safetensors")
+            if reference is not None:
+                _restore(reference, path / "reference.safetensors")
+            optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        except Exception as error:  # a torn file surfaces as whatever its reader raises
+            reason = " ".join(str(error).split())[:160]
+            raise RequestError(
+                f"checkpoint {path}: cannot be used: {reason}; remove it to go on from an earlier one"
+            ) from error
+        return step
+
+
+def _tensors(model: SDARForCausalLM) -> dict[str, torch.Tensor]:
+    """Each parameter once, tied ones under one name."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def _restore(model: SDARForCausalLM, file: Path) -> None:
+    stored = load_file(file)
+    own = dict(model.named_parameters())
+    if {name: tensor.shape for name, tensor in stored.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError("it belongs to a model of other shapes")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+
+
+def same_run(file: Path, recipe: dict[str, Any]) -> str | None:
+    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree."""
+    return _first_difference(json.loads(file.read_text()), recipe)
+
+
+def _first_difference(stored: Any, asked: Any, at: str = "") -> str | None:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted({*stored, *asked}):
+            difference = _first_difference(stored.get(key), asked.get(key), f"{at}.{key}".lstrip("."))
+            if difference is not None:
+                return difference
+        return None
+    return None if stored == asked else at

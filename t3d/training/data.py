@@ -1,0 +1,146 @@
+"""What a step trains on: rows from trajectories or a task, corrupted anew every epoch, packed.
+
+The order of rows is a function of (seed, epoch) and the noise one of (seed, epoch, row id), so step s holds the same
+examples with the same noise however many processes share it and wherever a run was resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from t3d import trajectories
+from t3d.config import BatchConfig, CorruptionConfig, DataConfig
+from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack_in_budget, row_generator
+from t3d.errors import RequestError
+from t3d.models import SDARConfig, mask_token_id, tokenizer_fingerprint
+from t3d.tasks import get_task
+
+logger = logging.getLogger(__name__)
+
+
+def load_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig) -> list[TrainingRow]:
+    """The rows that a recipe's `data` names, tokenised with this tokenizer.
+
+    Raises:
+        RequestError: trajectories of another tokenizer or mask id, or no row left to train on.
+    """
+    rows = _task_rows(data, tokenizer) if data.task else _trajectory_rows(data, tokenizer, config)
+    limit = config.max_position_embeddings
+    fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= limit]
+    if len(fitting) < len(rows):
+        logger.warning("left out %d rows longer than the model's %d positions", len(rows) - len(fitting), limit)
+    if not fitting:
+        raise RequestError(f"data: no row left to train on in {data.trajectories or data.task}")
+    return fitting
+
+
+def _task_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[TrainingRow]:
+    assert data.task is not None
+    documents = get_task(data.task).documents(data.split, data.count, data.seed)
+    prompts = tokenizer([prompt.text for prompt, _ in documents], add_special_tokens=False)["input_ids"]
+    responses = tokenizer([response for _, response in documents], add_special_tokens=False)["input_ids"]
+    return [
+        TrainingRow(
+            row_id=prompt.prompt_id,
+            prompt_ids=np.asarray(prompt_ids, dtype=np.int64),
+            response_ids=np.asarray([*response_ids, tokenizer.eos_token_id], dtype=np.int64),
+        )
+        for (prompt, _), prompt_ids, response_ids in zip(documents, prompts, responses, strict=True)
+    ]
+
+
+def _trajectory_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig) -> list[TrainingRow]:
+    assert data.trajectories is not None
+    meta = trajectories.read_meta(data.trajectories)
+    cure = "roll out again with this model, or train the model that the trajectories came from"
+    if meta.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+        raise RequestError(f"data.trajectories {data.trajectories}: made with another tokenizer; {cure}")
+    if meta.mask_token_id != config.mask_token_id:
+        raise RequestError(
+            f"data.trajectories {data.trajectories}: mask id {meta.mask_token_id}, "
+            f"the model's is {config.mask_token_id}; {cure}"
+        )
+    every = list(trajectories.read(data.trajectories))
+    kept = [row for row in every if row.response_ids and (row.finish_reason == "stop" or data.keep_unfinished)]
+    left_out = len(every) - len(kept)
+    if left_out:
+        logger.warning("left out %d of %d trajectories that did not end by a stop token", left_out, len(every))
+    return [TrainingRow.from_trajectory(row) for row in kept]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each step this process trains on."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class StepDataset(Dataset[list[PackedBatch]]):
+    """Item s is optimizer step s (0-based): the packed batches of this process's share of its examples."""
+
+    def __init__(
+        self,
+        rows: list[TrainingRow],
+        *,
+        corruption: CorruptionConfig,
+        hider: str,
+        batch: BatchConfig,
+        examples_per_step: int,
+        model: SDARConfig,
+        seed: int,
+        share: Share,
+    ) -> None:
+        self._rows, self._corruption, self._hider, self._batch = rows, corruption, hider, batch
+        self._examples_per_step, self._seed, self._share = examples_per_step, seed, share
+        self._block_size = corruption.block_size or model.block_size
+        self._mask_token_id, self._vocab_size = mask_token_id(model), model.vocab_size
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, step: int) -> list[PackedBatch]:
+        first = step * self._examples_per_step
+        places = range(first + self._share.rank, first + self._examples_per_step, self._share.world_size)
+        examples = [self._example(*divmod(place, len(self._rows))) for place in places]
+        return pack_in_budget(
+            examples,
+            tokens_per_batch=self._batch.tokens_per_batch,
+            row_tokens=self._batch.row_tokens,
+            block_size=self._block_size,
+            num_examples_in_step=self._examples_per_step,
+        )
+
+    def _example(self, epoch: int, place: int) -> NoisyExample:
+        row = self._rows[self._epoch_order(epoch)[place]]
+        return corrupt(
+            row,
+            self._corruption,
+            self._hider,
+            block_size=self._block_size,
+            mask_token_id=self._mask_token_id,
+            vocab_size=self._vocab_size,
+            rng=row_generator(self._seed, epoch, row.row_id),
+        )
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            rng = row_generator(self._seed, epoch, "order of rows")
+            self._order = (epoch, rng.permutation(len(self._rows)))
+        return self._order[1]
+
+
+def step_loader(
+    dataset: StepDataset, first_step: int, last_step: int, num_workers: int
+) -> DataLoader[list[PackedBatch]]:
+    """Steps `first_step` .. `last_step` - 1 in order, prepared ahead by `num_workers` processes."""
+    return DataLoader(
+        dataset,
+        sampler=range(first_step, last_step),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+    )

@@ -1,0 +1,56 @@
+"""Run a model once over a packed batch and score the tokens with loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from t3d.corruption import PackedBatch
+from t3d.models import SDARForCausalLM, mask_token_id
+from t3d.models.attention import as_attention_mask, two_copy_mask
+from t3d.models.scoring import TokenScores, score_tokens
+from t3d.objectives import Objective, Scores
+
+
+class Scorer(nn.Module):
+    """A model behind one `forward`, so that wrappers (DDP, FSDP) see the LM head's work too."""
+
+    def __init__(self, model: SDARForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch, targets: Tensor, append_argmax: bool = False) -> TokenScores:
+        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss."""
+        mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
+        hidden = self.model.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=as_attention_mask(mask),
+            use_cache=False,
+        ).last_hidden_state
+        return score_tokens(
+            hidden.flatten(0, 1)[batch.loss_index],
+            self.model.lm_head.weight,
+            targets,
+            mask_token_id=mask_token_id(self.model.config),
+            append_argmax=append_argmax,
+        )
+
+
+def score_batch(student: nn.Module, reference: Scorer | None, objective: Objective, batch: PackedBatch) -> Scores:
+    """What an objective needs of one batch: one forward of the student, and one of the reference if it is needed."""
+    real = batch.tokens.targets[:, None]
+    if not objective.needs_reference:
+        scored = student(batch, real)
+        return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
+    assert reference is not None
+    with torch.no_grad():
+        judged = reference(batch, real, append_argmax=True)
+    scored = student(batch, torch.stack([batch.tokens.targets, judged.argmax], dim=1))
+    return Scores(
+        real=scored.logp[:, 0],
+        argmax=scored.argmax,
+        fake=scored.logp[:, 1],
+        reference_real=judged.logp[:, 0],
+        reference_fake=judged.logp[:, 1],
+    )
