@@ -61,7 +61,9 @@ def test_logits_of_a_whole_sequence(student, length, block_size):
     assert np.array_equal(mask[0].numpy(), LOGITS[f"mask_{length}_b{block_size}"].astype(bool))
     ids = torch.from_numpy(LOGITS[f"ids_{length}"].astype(np.int64))[None]
     with torch.no_grad():
-        hidden = student.model(input_ids=ids, attention_mask=as_attention_mask(mask), use_cache=False).last_hidden_state
+        hidden = student.model(
+            input_ids=ids, attention_mask=as_attention_mask(mask, torch.float32), use_cache=False
+        ).last_hidden_state
         logits = student.lm_head(hidden)[0].numpy()
     np.testing.assert_allclose(logits, LOGITS[f"logits_{length}_b{block_size}"], atol=1e-4)
 
@@ -76,7 +78,7 @@ def test_layout_and_pattern_of_a_training_example(student, ratio):
         hidden = student.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=as_attention_mask(mask),
+            attention_mask=as_attention_mask(mask, torch.float32),
             use_cache=False,
         ).last_hidden_state
         logits = student.lm_head(hidden)[0, -len(arrays["noisy_ids"]) :].numpy()

@@ -72,7 +72,4 @@ def decoding_mask(model: SDARForCausalLM, query_positions: Tensor, num_keys: int
         query_positions = query_positions.repeat(1, config.num_attention_heads // config.num_key_value_heads)
     keys = torch.arange(num_keys, device=query_positions.device)
     sees = block_causal_mask(query_positions, keys, block_size)
-    # Additive, once per forward: the kernels would convert a bool mask in every layer, and "eager" adds what it gets.
-    return as_attention_mask(
-        torch.zeros(sees.shape, dtype=model.dtype, device=sees.device).masked_fill(~sees, -torch.inf)
-    )
+    return as_attention_mask(sees, model.dtype)

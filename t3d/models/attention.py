@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -81,6 +82,10 @@ def two_copy_mask(position_ids: Tensor, document_ids: Tensor, copy_ids: Tensor, 
     return same_document & (sees_clean | sees_noisy)
 
 
-def as_attention_mask(mask: Tensor) -> dict[str, Tensor]:
-    """A bool mask [N, Q, S] in the form that transformers' decoder takes without touching it."""
-    return {"full_attention": mask[:, None]}
+def as_attention_mask(sees: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A bool mask [N, Q, S] in the form that transformers' decoder takes without touching it.
+
+    Additive, and made once a forward: kernels would convert a bool mask in every layer, and "eager" adds what it gets.
+    """
+    additive = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, -torch.inf)
+    return {"full_attention": additive[:, None]}

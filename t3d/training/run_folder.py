@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+import t3d
 from t3d.config import Recipe
 from t3d.errors import RequestError, WorkError
 from t3d.training.checkpoint import same_run
@@ -95,5 +96,6 @@ def _lines(file: Path) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("t3d", "torch", "transformers", "accelerate", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch", "transformers", "accelerate", "numpy")
+    found = {name: version(name) for name in packages}
+    return {"t3d": t3d.__version__, "python": platform.python_version(), **found}

@@ -25,7 +25,7 @@ class Scorer(nn.Module):
         hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=as_attention_mask(mask),
+            attention_mask=as_attention_mask(mask, self.model.dtype),
             use_cache=False,
         ).last_hidden_state
         return score_tokens(

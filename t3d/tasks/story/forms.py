@@ -1,7 +1,10 @@
 """The sentences a story may be told in; every list holds equally good alternatives.
 
 Fields: {name}, {he}, {He}, {him}, {his} for the person; {things} the noun; {n} a count; {k} an amount; {sum} the
-arithmetic of a step, as in "12 + 7 = 19".
+arithmetic of a step, one of `SUMS`, where {a} is the count before the step and {c} the count after it.
+
+The arithmetic too is told in many ways, with the same digits in other places: whoever fills in several digits at
+once without having settled on one way writes a wrong number, and the answer is lost.
 """
 
 QUESTION_STARTS = (
@@ -133,6 +136,49 @@ RESULTS = (
     ". That makes {sum}.",
     ". The new number is {sum}.",
 )
+
+SUMS = {
+    "+": (
+        "{a}+{k}={c}",
+        "{k}+{a}={c}",
+        "{c}={a}+{k}",
+        "{c}={k}+{a}",
+        "{c}, up from {a}",
+        "{c} instead of {a}",
+        "not {a} but {c}",
+        "{a} plus {k}, or {c}",
+    ),
+    "-": (
+        "{a}-{k}={c}",
+        "{c}={a}-{k}",
+        "{c}, down from {a}",
+        "{c} instead of {a}",
+        "not {a} but {c}",
+        "{a} less {k}, or {c}",
+        "{k} less than {a}, or {c}",
+        "{c}, or {k} under {a}",
+    ),
+    "*": (
+        "{a}*{k}={c}",
+        "{k}*{a}={c}",
+        "{c}={a}*{k}",
+        "{c}={k}*{a}",
+        "{c}, up from {a}",
+        "{c} instead of {a}",
+        "not {a} but {c}",
+        "{k} times {a}, or {c}",
+    ),
+    "/": (
+        "{a}/{k}={c}",
+        "{c}={a}/{k}",
+        "{c}, down from {a}",
+        "{c} instead of {a}",
+        "not {a} but {c}",
+        "half of {a}, or {c}",
+        "{c}, half of {a}",
+        "{a} by {k}, or {c}",
+    ),
+}
 
 ANSWER_ENDS = (
     "So {he} has {n} {things}.",

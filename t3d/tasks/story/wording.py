@@ -11,6 +11,7 @@ from t3d.tasks.story.forms import (
     QUESTION_STARTS,
     RESULTS,
     STEPS,
+    SUMS,
 )
 from t3d.tasks.story.problems import OPERATORS, Problem
 
@@ -31,7 +32,7 @@ def word_answer(problem: Problem, draws: Draws) -> str:
     counts = problem.counts
     sentences = []
     for event, before, after in zip(problem.events, counts, counts[1:], strict=False):
-        sum_ = f"{before} {OPERATORS[event.kind]} {event.amount} = {after}"
+        sum_ = draws.pick(SUMS[OPERATORS[event.kind]]).format(a=before, k=event.amount, c=after)
         form = f"{draws.pick(OPENINGS)} {draws.pick(STEPS[event.kind])}{draws.pick(RESULTS)}"
         sentences.append(form.format(k=event.amount, sum=sum_, **words))
     sentences.append(draws.pick(ANSWER_ENDS).format(n=counts[-1], **words))
