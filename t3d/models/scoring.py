@@ -62,7 +62,7 @@ def score_tokens(
         part = slice(start, start + chunk_tokens)
         arguments = (hidden[part], head_weight, targets[part], mask_token_id, append_argmax, entropy)
         if torch.is_grad_enabled():
-            chunks.append(checkpoint(_score_chunk, *arguments, use_reentrant=False))
+            chunks.append(checkpoint(_score_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             chunks.append(_score_chunk(*arguments))
     logp, best, spread = zip(*chunks, strict=True)
@@ -80,8 +80,9 @@ def _score_chunk(
     logits = torch.nn.functional.linear(hidden, head_weight)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     normaliser = logits.logsumexp(dim=-1)
-    best = logits.detach().index_fill(-1, torch.tensor([mask_token_id], device=logits.device), -torch.inf)
-    best = best.argmax(dim=-1)
+    allowed = logits.detach().clone()
+    allowed[:, mask_token_id] = -torch.inf
+    best = allowed.argmax(dim=-1)
     if append_argmax:
         targets = torch.cat([targets, best[:, None]], dim=1)
     logp = logits.gather(1, targets) - normaliser[:, None]

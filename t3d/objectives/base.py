@@ -80,7 +80,7 @@ def sum_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
 
 def mean_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
     """float [M] -> [E] means over each example's tokens; 0 for an example without any."""
-    counts = torch.bincount(tokens.example, minlength=tokens.num_examples).clamp_min(1)
+    counts = sum_per_example(torch.ones_like(values), tokens).clamp_min(1)  # bincount would wait for the device
     return sum_per_example(values, tokens) / counts
 
 

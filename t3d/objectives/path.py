@@ -29,7 +29,8 @@ def path_weights(tokens: LossTokens, k: int) -> Tensor:
     num_levels = -(-tokens.block_size // k)
     level = torch.div(tokens.ranks, k, rounding_mode="floor")
     cell = tokens.example * num_levels + level
-    per_level = torch.bincount(cell, minlength=tokens.num_examples * num_levels).view(-1, num_levels)
+    per_level = torch.zeros(tokens.num_examples * num_levels, device=cell.device)
+    per_level = per_level.index_add(0, cell, torch.ones_like(cell, dtype=per_level.dtype)).view(-1, num_levels)
     covered = per_level.cumsum(dim=1)  # N_s
     share = torch.where(covered > 0, 1.0 / covered.clamp_min(1), 0.0)
     non_empty = (covered > 0).sum(dim=1, keepdim=True).clamp_min(1)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-import t3d
 from t3d.config import Recipe
 from t3d.errors import RequestError, WorkError
 from t3d.training.checkpoint import same_run
+from t3d.versions import versions
 
 RECIPE_FILE, VERSIONS_FILE, METRICS_FILE = "recipe.json", "versions.json", "metrics.jsonl"
 
@@ -33,7 +31,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / RECIPE_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-            (self.path / VERSIONS_FILE).write_text(json.dumps(_versions(), indent=2) + "\n")
+            (self.path / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n")
         except OSError as error:
             raise WorkError(f"out {self.path}: {error.strerror or error}") from error
 
@@ -93,9 +91,3 @@ def _lines(file: Path) -> list[str]:
     if not file.exists():
         return []
     return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "numpy")
-    found = {name: version(name) for name in packages}
-    return {"t3d": t3d.__version__, "python": platform.python_version(), **found}

@@ -1,0 +1,358 @@
+"""The command line. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t3d import __version__
+from t3d.errors import RequestError, WorkError
+from t3d.types import Decoding
+
+if TYPE_CHECKING:
+    from t3d.types import Prompt
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+BatchOption = Annotated[int | None, typer.Option(help="Requests decoded together; default: what memory allows.")]
+BlockOption = Annotated[int | None, typer.Option(help="Positions decoded together; default: the model's.")]
+StepsOption = Annotated[int | None, typer.Option(help="Forward passes a block; default: one per token.")]
+RuleOption = Annotated[str, typer.Option(help="Which masked tokens a step reveals.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopKOption = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
+TopPOption = Annotated[float, typer.Option(help="Keep the smallest set with this probability.")]
+ThresholdOption = Annotated[float, typer.Option(help="Of the dynamic rule, in (0, 1].")]
+EntropyOption = Annotated[float, typer.Option(help="Nats a step of entropy_bounded may reveal.")]
+MaxTokensOption = Annotated[int, typer.Option(help="Longest response, stop token included.")]
+SeedOption = Annotated[int, typer.Option(help="Of everything drawn at random.")]
+TaskOption = Annotated[str | None, typer.Option(help="Take a built-in task's prompts, for example story.")]
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Few-step decoding of block-diffusion language models by trajectory self-distillation."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="t3d: %(message)s")
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Argument(help="Questions to answer.")],
+    model: ModelOption = "story-mini",
+    block_size: BlockOption = None,
+    steps_per_block: StepsOption = None,
+    rule: RuleOption = "low_confidence_static",
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    threshold: ThresholdOption = 0.9,
+    entropy_bound: EntropyOption = 0.5,
+    max_new_tokens: MaxTokensOption = 256,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Answer questions and say what it cost."""
+    from t3d.engine import Engine
+    from t3d.tasks.prompts import render_question
+
+    decoding = _decoding(
+        block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
+    )
+    engine = Engine.from_pretrained(model, dtype=dtype, device=device)
+    for result in engine.generate_text([render_question(text) for text in prompt], decoding):
+        print((result.text or "").strip())
+        length, forwards = len(result.token_ids), result.num_forwards
+        print(
+            f"[{length} tokens, {forwards} forwards, TPF {length / max(1, forwards):.2f}, {result.finish_reason}]",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+def rollout(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Trajectory folder to write.")],
+    prompts: Annotated[Path | None, typer.Option(help="JSONL file of prompts or questions.")] = None,
+    task: TaskOption = None,
+    split: Annotated[str, typer.Option(help="Of the task.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take; a task needs it.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses a prompt.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
+    block_size: BlockOption = None,
+    steps_per_block: StepsOption = None,
+    rule: RuleOption = "low_confidence_static",
+    temperature: TemperatureOption = 0.1,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    threshold: ThresholdOption = 0.9,
+    entropy_bound: EntropyOption = 0.5,
+    max_new_tokens: MaxTokensOption = 512,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchOption = None,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of one file.")] = 1024,
+) -> None:
+    """Decode prompts and write down at which step each token was revealed."""
+    from t3d.engine import Engine
+    from t3d.trajectories import rollout as roll_out
+
+    decoding = _decoding(
+        block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
+    )
+    chosen = _prompts(prompts, task, split, limit, seed)
+    engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
+    done = roll_out(
+        engine,
+        chosen,
+        decoding,
+        out,
+        model_name=model,
+        samples=samples,
+        resume=resume,
+        rows_per_shard=rows_per_shard,
+    )
+    ended = ", ".join(f"{reason} {count}" for reason, count in sorted(done.finish_reasons.items())) or "nothing to do"
+    print(
+        f"{out}: {done.num_rows} answers, {done.num_tokens} tokens, TPF {done.tokens_per_forward:.2f}, "
+        f"{done.num_tokens / max(done.seconds, 1e-9):,.0f} tokens/s, ended by: {ended}"
+    )
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optim.lr=1e-4.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
+) -> None:
+    """Train a student (or a teacher) as a recipe says."""
+    from t3d.config import load_recipe
+    from t3d.training import train as run_training
+
+    loaded = load_recipe(recipe, overrides or ())
+    run_training(loaded, resume=resume)
+    print(f"{Path(loaded.out) / 'model'}: the trained model")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Folder for result.json, answers, table and plot.")],
+    benchmark: Annotated[str, typer.Option(help="Comma-separated benchmarks.")] = "story",
+    tokens_per_step: Annotated[str, typer.Option(help="Comma-separated, each divides the block size.")] = "1,2,4",
+    dynamic: Annotated[str, typer.Option(help="Comma-separated thresholds of the dynamic rule; '' for none.")] = "0.9",
+    name: Annotated[str | None, typer.Option(help="How reports call the model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems; default: the benchmark's.")] = None,
+    block_size: BlockOption = None,
+    rule: RuleOption = "low_confidence_static",
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: the benchmark's.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchOption = None,
+) -> None:
+    """Measure accuracy against parallelism, with intervals and every forward counted."""
+    from rich.console import Console
+
+    from t3d import evaluation
+    from t3d.engine import Engine
+    from t3d.evaluation import report
+
+    benchmarks = [evaluation.get_benchmark(each) for each in _words(benchmark, "benchmark")]
+    numbers = [int(each) for each in _numbers(tokens_per_step, "tokens-per-step")]
+    thresholds = _numbers(dynamic, "dynamic") if dynamic else []
+    base = Decoding(block_size=block_size, rule=_rule(rule), temperature=temperature, seed=seed)
+    _new_folder(out)
+    engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
+    for each in benchmarks:
+        longest = max_new_tokens or each.max_new_tokens
+        settings = evaluation.settings_to_try(
+            numbers, thresholds, replace(base, max_new_tokens=longest), engine.model.config.block_size
+        )
+        folder = out if len(benchmarks) == 1 else out / each.name
+        result = evaluation.evaluate(
+            engine,
+            each,
+            settings,
+            name=name or Path(model).name,
+            model=model,
+            limit=limit,
+            seed=seed,
+            answers_file=folder / "answers.jsonl",
+        )
+        evaluation.write_result(result, folder / "result.json")
+        report.plot_accuracy([result], folder / "accuracy.png")
+        Console().print(report.result_table([result]))
+        print(f"{folder}: result.json, answers.jsonl, accuracy.png")
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="result.json files of t3d eval.")],
+    out: Annotated[Path | None, typer.Option(help="Also write accuracy.png and table.md there.")] = None,
+) -> None:
+    """Put results side by side: the table and the plot of accuracy against tokens per forward."""
+    from rich.console import Console
+
+    from t3d.evaluation import read_result, report
+
+    loaded = [read_result(file) for file in results]
+    report.check_comparable(loaded)
+    Console().print(report.result_table(loaded))
+    if out is not None:
+        _make_folder(out)
+        report.plot_accuracy(loaded, out / "accuracy.png")
+        (out / "table.md").write_text(report.result_markdown(loaded))
+        print(f"{out}: accuracy.png, table.md")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for report, plot, trajectories and student.")] = Path("t3d-demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """See few-step decoding break and distillation repair it: five minutes on two CPU cores."""
+    from t3d.demo import run_demo
+
+    _new_folder(out)
+    run_demo(out, seed)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; returns its exit code and writes at most one line about a failure to stderr."""
+    debug = "--debug" in arguments
+    if debug:  # allowed anywhere
+        arguments = ["--debug", *(each for each in arguments if each != "--debug")]
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="t3d", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("t3d: interrupted; what is finished is on disk, --resume goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `t3d eval ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        code, message = _judge(error)
+        print("t3d: " + " ".join(message.split()), file=sys.stderr)
+        return code
+
+
+def _judge(error: Exception) -> tuple[int, str]:
+    """Exit code and message of a failure."""
+    if isinstance(error, RequestError):
+        return 2, str(error)
+    if isinstance(error, WorkError):
+        return 1, str(error)
+    if hasattr(error, "format_message"):  # the command-line library's own errors, whichever click it carries
+        return 2, f"{error.format_message()} (t3d COMMAND --help shows what there is)"
+    if isinstance(error, _out_of_memory()):
+        return 1, "the device ran out of memory; lower --batch-size or batch.tokens_per_batch"
+    return 1, f"{type(error).__name__}: {error} (a defect; --debug shows where)"
+
+
+def _out_of_memory() -> type[Exception]:
+    """torch's error, without importing torch for a command that never did."""
+    torch = sys.modules.get("torch")
+    return torch.OutOfMemoryError if torch is not None else MemoryError
+
+
+def _decoding(
+    block_size: int | None,
+    steps_per_block: int | None,
+    rule: str,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    threshold: float,
+    entropy_bound: float,
+    max_new_tokens: int,
+    seed: int,
+) -> Decoding:
+    return Decoding(
+        block_size=block_size,
+        steps_per_block=steps_per_block,
+        rule=_rule(rule),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        threshold=threshold,
+        entropy_bound=entropy_bound,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+
+
+def _rule(name: str) -> str:
+    from t3d.engine.rules import RULES
+
+    if name not in RULES:
+        raise RequestError(f"rule {name!r} is unknown: use one of {', '.join(RULES)}")
+    return name
+
+
+def _prompts(file: Path | None, task: str | None, split: str, limit: int | None, seed: int) -> list[Prompt]:
+    from t3d.tasks import get_task, read_prompts
+
+    if (file is None) == (task is None):
+        raise RequestError("give either --prompts FILE or --task NAME")
+    if file is not None:
+        return read_prompts(file)[:limit]
+    if limit is None:
+        raise RequestError("--task needs --limit: its prompts are endless")
+    assert task is not None
+    return get_task(task).prompts(split, limit, seed)
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise RequestError(f"--{option} is empty")
+    return words
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text, option)]
+    except ValueError as error:
+        raise RequestError(f"--{option} {text!r}: write numbers separated by commas") from error
+
+
+def _new_folder(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RequestError(f"--out {path}: holds something already; choose an empty or new folder")
+    _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"--out {path}: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    main()

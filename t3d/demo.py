@@ -1,0 +1,155 @@
+"""The demo: a teacher that few-step decoding breaks, its own trajectories, and a student that it no longer breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from t3d.config import make_recipe
+from t3d.engine import Engine
+from t3d.evaluation import EvalResult, SettingResult, evaluate, get_benchmark, settings_to_try, write_result
+from t3d.evaluation.report import plot_accuracy, result_markdown
+from t3d.tasks import get_task
+from t3d.training import train
+from t3d.trajectories import rollout
+from t3d.types import Decoding
+
+TEACHER = "story-mini"
+NUM_PROBLEMS = 300
+NUM_ROLLOUTS = 2048
+TOKENS_PER_STEP = (1, 2, 4)
+DECODING = Decoding(max_new_tokens=160)
+ROLLOUT_DECODING = replace(DECODING, temperature=0.1)
+
+OBJECTIVE = {"name": "trajectory_ce"}
+OPTIM = {"steps": 160, "examples_per_step": 32, "lr": 1e-3, "warmup_steps": 10}
+
+
+def run_demo(out: Path, seed: int = 0) -> None:
+    """Run everything on the CPU and leave report, plot, trajectories and student in `out`, an empty folder."""
+    console, started = Console(), time.monotonic()
+    trajectories, run = out / "trajectories", out / "training"
+
+    with _stage(console, f"1. the teacher {TEACHER} at {_steps()} tokens per step"):
+        teacher = Engine.from_pretrained(TEACHER, device="cpu")
+        before = _evaluate(teacher, "teacher", TEACHER)
+
+    with _stage(console, f"2. {NUM_ROLLOUTS:,} of its own answers, one token per step, with their reveal order"):
+        prompts = get_task("story").prompts("train", NUM_ROLLOUTS, seed)
+        decoding = replace(ROLLOUT_DECODING, seed=seed)
+        rollout(teacher, prompts, decoding, trajectories, model_name=TEACHER)
+
+    with _stage(console, f"3. a student learns from them: {_settings()}"):
+        train(make_recipe(demo_recipe(trajectories, run, seed)))
+
+    with _stage(console, "4. the student on the same problems"):
+        student = Engine.from_pretrained(run / "model", device="cpu")
+        after = _evaluate(student, "student", str(run / "model"))
+
+    console.print(_before_after(before, after))
+    console.print(_side_by_side(teacher, student))
+    _write_report(out, [before, after])
+    console.print(f"{time.monotonic() - started:.0f} s in all. Written to [bold]{out}[/]:")
+    for name, what in _contents(run.name, trajectories.name):
+        console.print(f"  {name:<18} {what}")
+
+
+def demo_recipe(trajectories: Path, run: Path, seed: int) -> dict[str, object]:
+    """The student's recipe: the settings that served best at this size (docs/negative-results.md has the others)."""
+    return {
+        "model": {"source": TEACHER},
+        "objective": OBJECTIVE,
+        "data": {"trajectories": str(trajectories)},
+        "optim": OPTIM,
+        "device": "cpu",
+        "seed": seed,
+        "out": str(run),
+    }
+
+
+def _evaluate(engine: Engine, name: str, model: str) -> EvalResult:
+    settings = settings_to_try(TOKENS_PER_STEP, (), DECODING, engine.model.config.block_size)
+    return evaluate(engine, get_benchmark("story"), settings, name=name, model=model, limit=NUM_PROBLEMS)
+
+
+def _before_after(before: EvalResult, after: EvalResult) -> Table:
+    count = before.settings[0].num_problems
+    table = Table(title=f"accuracy on {count} test problems, % (95% interval)")
+    for column in ("tokens per step", "TPF", "teacher", "student", "change"):
+        table.add_column(column, justify="right")
+    for old, new in zip(before.settings, after.settings, strict=True):
+        change = 100 * (new.accuracy - old.accuracy)
+        table.add_row(
+            f"{old.tokens_per_step:g}",
+            f"{new.tokens_per_forward:.2f}",
+            *(
+                f"{100 * each.accuracy:.1f} ({100 * each.interval[0]:.0f}–{100 * each.interval[1]:.0f})"
+                for each in (old, new)
+            ),
+            f"{change:+.1f}",
+        )
+    return table
+
+
+def _accuracy(setting: SettingResult) -> str:
+    low, high = setting.interval
+    return f"{100 * setting.accuracy:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _side_by_side(teacher: Engine, student: Engine) -> Table:
+    """One question that both answer at the most tokens per step."""
+    prompt = get_task("story").prompts("test", 1, seed=1)[0]
+    fastest = replace(DECODING, steps_per_block=1)
+    table = Table(title="the same question at 4 tokens per step", show_header=False, box=None, expand=True)
+    table.add_row(Panel(prompt.text, title=f"question (right answer: {prompt.answer})"))
+    for name, engine in (("teacher", teacher), ("student", student)):
+        answer = engine.generate_text([prompt.text], fastest)[0]
+        right = get_task("story").grade(answer.text or "", prompt.answer or "")
+        verdict = "[green]right[/]" if right else "[red]wrong[/]"
+        title = f"{name}: {verdict}, {len(answer.token_ids)} tokens in {answer.num_forwards} forwards"
+        table.add_row(Panel((answer.text or "").strip(), title=title))
+    return table
+
+
+def _write_report(out: Path, results: Sequence[EvalResult]) -> None:
+    for result in results:
+        write_result(result, out / f"{result.name}.json")
+    plot_accuracy(results, out / "accuracy.png")
+    text = (
+        f"# T3D demo\n\nTeacher: {TEACHER}. Student: {_settings()}.\n\n"
+        f"{result_markdown(results)}\n![accuracy against tokens per forward](accuracy.png)\n"
+    )
+    (out / "report.md").write_text(text)
+
+
+def _contents(run: str, trajectories: str) -> Iterator[tuple[str, str]]:
+    yield "report.md", "the table, with the picture"
+    yield "accuracy.png", "accuracy against tokens per forward"
+    yield f"{trajectories}/", "the teacher's answers and their reveal order (Parquet)"
+    yield f"{run}/model/", "the student; try: t3d generate --model <this folder> --steps-per-block 1 'question'"
+    yield f"{run}/", "recipe, metrics, TensorBoard logs"
+
+
+@contextmanager
+def _stage(console: Console, title: str) -> Iterator[None]:
+    console.print(f"[bold]{title}[/]")
+    started = time.monotonic()
+    yield
+    console.print(f"   [dim]{time.monotonic() - started:.0f} s[/]")
+
+
+def _steps() -> str:
+    *most, last = map(str, TOKENS_PER_STEP)
+    return f"{', '.join(most)} and {last}"
+
+
+def _settings() -> str:
+    options = ", ".join(f"{key} {value:g}" for key, value in OPTIM.items())
+    return f"{OBJECTIVE['name']}, {options}"

@@ -1,0 +1,64 @@
+"""Small random models and rows that several test files share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from t3d.config import CorruptionConfig
+from t3d.corruption import NoisyExample, TrainingRow, corrupt, row_generator
+from t3d.models import SDARConfig, SDARForCausalLM
+
+VOCAB, MASK, EOS = 31, 29, 1
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> SDARForCausalLM:
+    """A random SDAR whose attention is far from uniform, so that a wrong mask shows."""
+    shapes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "mask_token_id": MASK,
+        "eos_token_id": EOS,
+        "block_size": 4,
+        "initializer_range": 0.5,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(seed)
+    return SDARForCausalLM(SDARConfig(**{**shapes, **fields})).to(dtype).eval()
+
+
+def random_row(row_id: str, prompt_length: int, length: int, seed: int = 0) -> TrainingRow:
+    """Random tokens other than the mask, revealed in a random order."""
+    rng = np.random.default_rng([seed, prompt_length, length])
+    tokens = rng.integers(2, MASK, size=prompt_length + length)
+    return TrainingRow(row_id, tokens[:prompt_length], tokens[prompt_length:], 1 + rng.permutation(length))
+
+
+def noisy_example(
+    row: TrainingRow, hider: str = "order", block_size: int = 4, epoch: int = 0, seed: int = 0, **config
+) -> NoisyExample:
+    """`corrupt` with this vocabulary and the row's own random stream."""
+    return corrupt(
+        row,
+        CorruptionConfig(**config),
+        hider,
+        block_size=block_size,
+        mask_token_id=MASK,
+        vocab_size=VOCAB,
+        rng=row_generator(seed, epoch, row.row_id),
+    )
+
+
+ODD_LENGTHS = ((5, 9), (4, 4), (7, 2), (0, 6), (3, 11), (8, 1), (1, 7))
+"""(prompt tokens, response tokens): on and off the block grid."""
+
+
+def noisy_examples(hider: str = "order", block_size: int = 4) -> list[NoisyExample]:
+    """One example for each of `ODD_LENGTHS`."""
+    rows = [random_row(f"row {index}", *lengths) for index, lengths in enumerate(ODD_LENGTHS)]
+    return [noisy_example(row, hider, block_size, ratios=(1.0, 0.75, 0.5, 0.25), ratio_power=0) for row in rows]
