@@ -7,34 +7,40 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from t3d import __version__
+from t3d.cli_options import (
+    BatchOption,
+    BlockOption,
+    DeviceOption,
+    DtypeOption,
+    EntropyOption,
+    MaxTokensOption,
+    ModelOption,
+    RuleOption,
+    SeedOption,
+    StepsOption,
+    TaskOption,
+    TemperatureOption,
+    ThresholdOption,
+    TopKOption,
+    TopPOption,
+    check_new_folder,
+    decoding_of,
+    integers_of,
+    make_folder,
+    numbers_of,
+    prompts_of,
+    rule_of,
+    words_of,
+)
 from t3d.errors import RequestError, WorkError
 from t3d.types import Decoding
 
-if TYPE_CHECKING:
-    from t3d.types import Prompt
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-
-ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-BatchOption = Annotated[int | None, typer.Option(help="Requests decoded together; default: what memory allows.")]
-BlockOption = Annotated[int | None, typer.Option(help="Positions decoded together; default: the model's.")]
-StepsOption = Annotated[int | None, typer.Option(help="Forward passes a block; default: one per token.")]
-RuleOption = Annotated[str, typer.Option(help="Which masked tokens a step reveals.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
-TopKOption = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
-TopPOption = Annotated[float, typer.Option(help="Keep the smallest set with this probability.")]
-ThresholdOption = Annotated[float, typer.Option(help="Of the dynamic rule, in (0, 1].")]
-EntropyOption = Annotated[float, typer.Option(help="Nats a step of entropy_bounded may reveal.")]
-MaxTokensOption = Annotated[int, typer.Option(help="Longest response, stop token included.")]
-SeedOption = Annotated[int, typer.Option(help="Of everything drawn at random.")]
-TaskOption = Annotated[str | None, typer.Option(help="Take a built-in task's prompts, for example story.")]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +76,7 @@ def generate(
     from t3d.engine import Engine
     from t3d.tasks.prompts import render_question
 
-    decoding = _decoding(
+    decoding = decoding_of(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
     engine = Engine.from_pretrained(model, dtype=dtype, device=device)
@@ -112,10 +118,10 @@ def rollout(
     from t3d.engine import Engine
     from t3d.trajectories import rollout as roll_out
 
-    decoding = _decoding(
+    decoding = decoding_of(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
-    chosen = _prompts(prompts, task, split, limit, seed)
+    chosen = prompts_of(prompts, task, split, limit, seed)
     engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
     done = roll_out(
         engine,
@@ -161,7 +167,7 @@ def evaluate(
     block_size: BlockOption = None,
     rule: RuleOption = "low_confidence_static",
     temperature: TemperatureOption = 0.0,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: the benchmark's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the benchmark's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -174,11 +180,11 @@ def evaluate(
     from t3d.engine import Engine
     from t3d.evaluation import report
 
-    benchmarks = [evaluation.get_benchmark(each) for each in _words(benchmark, "benchmark")]
-    numbers = [int(each) for each in _numbers(tokens_per_step, "tokens-per-step")]
-    thresholds = _numbers(dynamic, "dynamic") if dynamic else []
-    base = Decoding(block_size=block_size, rule=_rule(rule), temperature=temperature, seed=seed)
-    _new_folder(out)
+    benchmarks = [evaluation.get_benchmark(each) for each in words_of(benchmark, "benchmark")]
+    numbers = integers_of(tokens_per_step, "tokens-per-step")
+    thresholds = numbers_of(dynamic, "dynamic") if dynamic else []
+    base = Decoding(block_size=block_size, rule=rule_of(rule), temperature=temperature, seed=seed)
+    check_new_folder(out)
     engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
     for each in benchmarks:
         longest = max_new_tokens or each.max_new_tokens
@@ -216,7 +222,7 @@ def compare(
     report.check_comparable(loaded)
     Console().print(report.result_table(loaded))
     if out is not None:
-        _make_folder(out)
+        make_folder(out)
         report.plot_accuracy(loaded, out / "accuracy.png")
         (out / "table.md").write_text(report.result_markdown(loaded))
         print(f"{out}: accuracy.png, table.md")
@@ -230,7 +236,8 @@ def demo(
     """See few-step decoding break and distillation repair it: five minutes on two CPU cores."""
     from t3d.demo import run_demo
 
-    _new_folder(out)
+    check_new_folder(out)
+    make_folder(out)
     run_demo(out, seed)
 
 
@@ -244,11 +251,14 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     if debug:  # allowed anywhere
         arguments = ["--debug", *(each for each in arguments if each != "--debug")]
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="t3d", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        with command.make_context("t3d", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:  # --help, --version
+        return ended.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("t3d: interrupted; what is finished is on disk, --resume goes on from there", file=sys.stderr)
+        print("t3d: interrupted; what is finished is on disk (rollout and train go on with --resume)", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `t3d eval ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -259,6 +269,7 @@ def run(arguments: list[str]) -> int:
         code, message = _judge(error)
         print("t3d: " + " ".join(message.split()), file=sys.stderr)
         return code
+    return 0
 
 
 def _judge(error: Exception) -> tuple[int, str]:
@@ -271,6 +282,9 @@ def _judge(error: Exception) -> tuple[int, str]:
         return 2, f"{error.format_message()} (t3d COMMAND --help shows what there is)"
     if isinstance(error, _out_of_memory()):
         return 1, "the device ran out of memory; lower --batch-size or batch.tokens_per_batch"
+    if isinstance(error, OSError) and error.strerror:  # no space left, read-only, ...
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror} (--debug shows where it was needed)"
     return 1, f"{type(error).__name__}: {error} (a defect; --debug shows where)"
 
 
@@ -278,80 +292,6 @@ def _out_of_memory() -> type[Exception]:
     """torch's error, without importing torch for a command that never did."""
     torch = sys.modules.get("torch")
     return torch.OutOfMemoryError if torch is not None else MemoryError
-
-
-def _decoding(
-    block_size: int | None,
-    steps_per_block: int | None,
-    rule: str,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    threshold: float,
-    entropy_bound: float,
-    max_new_tokens: int,
-    seed: int,
-) -> Decoding:
-    return Decoding(
-        block_size=block_size,
-        steps_per_block=steps_per_block,
-        rule=_rule(rule),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        threshold=threshold,
-        entropy_bound=entropy_bound,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
-
-
-def _rule(name: str) -> str:
-    from t3d.engine.rules import RULES
-
-    if name not in RULES:
-        raise RequestError(f"rule {name!r} is unknown: use one of {', '.join(RULES)}")
-    return name
-
-
-def _prompts(file: Path | None, task: str | None, split: str, limit: int | None, seed: int) -> list[Prompt]:
-    from t3d.tasks import get_task, read_prompts
-
-    if (file is None) == (task is None):
-        raise RequestError("give either --prompts FILE or --task NAME")
-    if file is not None:
-        return read_prompts(file)[:limit]
-    if limit is None:
-        raise RequestError("--task needs --limit: its prompts are endless")
-    assert task is not None
-    return get_task(task).prompts(split, limit, seed)
-
-
-def _words(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise RequestError(f"--{option} is empty")
-    return words
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(word) for word in _words(text, option)]
-    except ValueError as error:
-        raise RequestError(f"--{option} {text!r}: write numbers separated by commas") from error
-
-
-def _new_folder(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RequestError(f"--out {path}: holds something already; choose an empty or new folder")
-    _make_folder(path)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(f"--out {path}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

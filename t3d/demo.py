@@ -89,10 +89,7 @@ def _before_after(before: EvalResult, after: EvalResult) -> Table:
         table.add_row(
             f"{old.tokens_per_step:g}",
             f"{new.tokens_per_forward:.2f}",
-            *(
-                f"{100 * each.accuracy:.1f} ({100 * each.interval[0]:.0f}–{100 * each.interval[1]:.0f})"
-                for each in (old, new)
-            ),
+            *map(_accuracy, (old, new)),
             f"{change:+.1f}",
         )
     return table

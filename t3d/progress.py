@@ -9,8 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -22,6 +31,17 @@ class Reporter(Protocol):
         """`amount` more units are done; `values` are shown beside the bar."""
 
 
+class _Rate(ProgressColumn):
+    """Units a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
 class _Bar:
     def __init__(self, bar: RichProgress, task_id: int) -> None:
         self._bar, self._task_id = bar, task_id
@@ -30,6 +50,11 @@ class _Bar:
         if values:
             self._bar.update(self._task_id, values=_render(values))  # type: ignore[arg-type]
         self._bar.advance(self._task_id, amount)  # type: ignore[arg-type]
+
+
+class _Silent:
+    def advance(self, amount: int = 1, **values: float | str) -> None:
+        pass
 
 
 class _Lines:
@@ -56,8 +81,11 @@ def _render(values: dict[str, float | str]) -> str:
 
 
 @contextmanager
-def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Reporter]:
-    """A reporter for a loop of `total` units of which `done` are already there. Written to stderr."""
+def progress(name: str, total: int, unit: str, done: int = 0, shown: bool = True) -> Iterator[Reporter]:
+    """A reporter for a loop of `total` units of which `done` are already there. Written to stderr if `shown`."""
+    if not shown:
+        yield _Silent()
+        return
     if not sys.stderr.isatty():
         yield _Lines(name, total, unit, done)
         return
@@ -65,7 +93,8 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Report
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.speed:.1f} " + unit + "/s" if False else "{task.fields[values]}"),
+        _Rate(unit),
+        TextColumn("{task.fields[values]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

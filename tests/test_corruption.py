@@ -142,8 +142,11 @@ def test_layout(row, block_size, hider, share):
     for position in range(prompt + length, end):
         assert absolute[position] == MASK
     assert example.targets.tolist() == [row.response_ids[offset] for offset in sorted(hidden)]
-    ranks = {place: rank for places in places_by_block(row, block_size)
-             for rank, place in enumerate(slow_order(places, row.reveal_step))}
+    ranks = {
+        place: rank
+        for places in places_by_block(row, block_size)
+        for rank, place in enumerate(slow_order(places, row.reveal_step))
+    }
     assert example.ranks.tolist() == [ranks[offset] for offset in sorted(hidden)]
     assert example.num_tokens == prompt + length + end - example.noisy_start
 

@@ -71,9 +71,11 @@ def test_logits_of_a_whole_sequence(student, length, block_size):
 @pytest.mark.parametrize("ratio", ["r1.0", "r0.5"])
 def test_layout_and_pattern_of_a_training_example(student, ratio):
     arrays, batch = golden_batch(ratio)
-    assert batch.position_ids[0].tolist() == arrays["position_ids"].tolist()
+    size = len(arrays["position_ids"])
+    assert batch.position_ids[0, :size].tolist() == arrays["position_ids"].tolist()
     mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, BLOCK_SIZE)
-    assert np.array_equal(mask[0].numpy(), arrays["attention"].astype(bool))
+    assert np.array_equal(mask[0, :size, :size].numpy(), arrays["attention"].astype(bool))
+    assert not mask[0, :size, size:].any()
     with torch.no_grad():
         hidden = student.model(
             input_ids=batch.input_ids,
@@ -81,7 +83,7 @@ def test_layout_and_pattern_of_a_training_example(student, ratio):
             attention_mask=as_attention_mask(mask, torch.float32),
             use_cache=False,
         ).last_hidden_state
-        logits = student.lm_head(hidden)[0, -len(arrays["noisy_ids"]) :].numpy()
+        logits = student.lm_head(hidden)[0, size - len(arrays["noisy_ids"]) : size].numpy()
     np.testing.assert_allclose(logits, ARRAYS[f"{ratio}/noisy_logits"], atol=TOLERANCE["logits"])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import numpy as np
 import torch
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from t3d.config import CorruptionConfig
 from t3d.corruption import NoisyExample, TrainingRow, corrupt, row_generator
@@ -29,7 +32,17 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> S
         "max_position_embeddings": 64,
     }
     torch.manual_seed(seed)
-    return SDARForCausalLM(SDARConfig(**{**shapes, **fields})).to(dtype).eval()
+    model = SDARForCausalLM(SDARConfig(**{**shapes, **fields})).to(dtype).eval()
+    if dtype == torch.float64:
+        for module in model.modules():
+            if isinstance(module, Qwen3RMSNorm):
+                module.forward = MethodType(_exact_norm, module)
+    return model
+
+
+def _exact_norm(norm: Qwen3RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """Transformers' own rounds to float32, which would hide small errors behind a tolerance of 1e-7."""
+    return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
 
 
 def random_row(row_id: str, prompt_length: int, length: int, seed: int = 0) -> TrainingRow:

@@ -66,7 +66,7 @@ def hide_by_order(
 ) -> tuple[BoolArray, FloatArray]:
     """Hide floor(r * n) of the n response tokens of each block, the last revealed ones.
 
-    An example in which that hides nothing (tiny responses at small r) hides its last-revealed token.
+    An example in which that hides nothing (tiny responses at small r) hides one token, of its last block.
 
     Returns:
         hidden: bool [L].
@@ -77,12 +77,12 @@ def hide_by_order(
         ranks = reveal_rank(rng.permutation(len(ranks)), blocks)
     sizes = _block_sizes(blocks)
     num_hidden = np.floor(ratio * sizes + 1e-9).astype(np.int64)  # 0.1 * 10 must not round down to 0
+    if not num_hidden.any():
+        num_hidden[blocks == blocks[-1]] = 1
     if config.mask_order == "reverse":
         hidden = ranks < num_hidden
     else:
         hidden = ranks >= sizes - num_hidden
-    if not hidden.any():
-        hidden[-1] = True
     return hidden, np.ones(len(ranks))
 
 

@@ -11,6 +11,8 @@ from t3d.corruption.records import IntArray, LossTokens, NoisyExample, PackedBat
 from t3d.models.attention import CLEAN, NOISY
 
 PADDING_DOCUMENT = -1
+WIDTH_MULTIPLE = 8
+"""Rows are padded to a multiple of this many tokens: attention kernels copy masks whose rows are not aligned."""
 
 
 def assign_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -72,7 +74,8 @@ def pack(
     """
     lengths = [example.num_tokens for example in examples]
     rows = assign_rows(lengths, row_tokens or max(lengths))
-    width = max(sum(lengths[index] for index in row) for row in rows)
+    fullest = max(sum(lengths[index] for index in row) for row in rows)
+    width = -(-fullest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     shape = (len(rows), width)
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     document_ids, copy_ids = np.full(shape, PADDING_DOCUMENT), np.full(shape, CLEAN)

@@ -40,7 +40,7 @@ class Engine:
 
         Args:
             model: on the device and in the dtype to run in.
-            tokenizer: only `generate_text` needs it.
+            tokenizer: fills in `Generation.text`; only `generate_text` needs it.
             stop_token_ids: ids that end every response; None takes the model's and the tokenizer's.
             max_batch_size: requests decoded together; None takes what memory allows, at most 512.
             fused_commit: False pays a forward more per finished block, for comparison.
@@ -77,18 +77,18 @@ class Engine:
         seeds: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
-        """`generate` for rendered prompts: each is tokenised once, as it is, and `Generation.text` is filled in."""
-        tokenizer = self.tokenizer
-        if tokenizer is None:
+        """`generate` for rendered prompts: each is tokenised once, as it is."""
+        return self.generate(self.encode(texts), decoding, seeds, on_finish)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered prompts, nothing added."""
+        if self.tokenizer is None:
             raise RequestError("generate_text needs a tokenizer: give one to Engine, or use generate with token ids")
+        return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
-        def finish(index: int, generation: Generation) -> None:
-            generation.text = tokenizer.decode(generation.token_ids, skip_special_tokens=True)
-            if on_finish is not None:
-                on_finish(index, generation)
-
-        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        return self.generate(prompts, decoding, seeds, finish)
+    def check(self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding] | None = None) -> None:
+        """Raise the `RequestError` that `generate` would, without decoding: for callers that cut their work up."""
+        self._requests(prompts, decoding, None)
 
     @torch.inference_mode()
     def generate(
@@ -120,6 +120,8 @@ class Engine:
             for block_size in sorted({request.block_size for request in requests}):
                 same_grid = [request for request in requests if request.block_size == block_size]
                 for request, generation in self._run(same_grid):
+                    if self.tokenizer is not None:
+                        generation.text = self.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
                     results[request.index] = generation
                     if on_finish is not None:
                         on_finish(request.index, generation)

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from t3d.config import Config
 from t3d.errors import RequestError, WorkError
@@ -64,7 +64,7 @@ class EvalResult(Config):
     seed: int
     device: str
     versions: dict[str, str]
-    settings: list[SettingResult]
+    settings: list[SettingResult] = Field(min_length=1)
 
 
 def write_result(result: EvalResult, file: Path) -> None:
@@ -92,6 +92,6 @@ def read_result(file: str | Path) -> EvalResult:
     try:
         return EvalResult.model_validate_json(Path(file).read_text())
     except OSError as error:
-        raise RequestError(f"result {file}: {error.strerror or error}") from error
+        raise RequestError(f"result {file}: {error.strerror or error}; name a result.json of t3d eval") from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise RequestError(f"result {file}: not a result of t3d eval") from error

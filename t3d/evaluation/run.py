@@ -75,15 +75,22 @@ def evaluate(
         limit: problems; None takes the benchmark's default.
         seed: which problems of an endless benchmark.
         answers_file: every answer as a line of JSON, for looking at.
+
+    Raises:
+        RequestError: a prompt that cannot be decoded at one of the settings, before anything runs.
+        WorkError: the disk refuses.
     """
     prompts = benchmark.prompts(limit, seed)
+    prompt_ids = engine.encode([prompt.text for prompt in prompts])
+    for decoding in settings:
+        engine.check(prompt_ids, decoding)
+    if answers_file is not None:
+        _append_answers(answers_file, "", (), (), ())  # a folder that cannot be written shows now, not after an hour
     results = []
     with progress(f"evaluate {name}", len(prompts) * len(settings), "answers") as bar:
         for decoding in settings:
             started = time.monotonic()
-            generations = engine.generate_text(
-                [prompt.text for prompt in prompts], decoding, on_finish=lambda _, __: bar.advance(1)
-            )
+            generations = engine.generate(prompt_ids, decoding, on_finish=lambda _, __: bar.advance(1))
             seconds = time.monotonic() - started
             verdicts = [
                 benchmark.grade(generation.text or "", prompt.answer or "")

@@ -9,11 +9,12 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from t3d.errors import RequestError
+from t3d.errors import RequestError, WorkError
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -26,6 +27,7 @@ FAMILIES: dict[str, tuple[type[SDARConfig], type[SDARForCausalLM]]] = {"sdar": (
 """`model_type` of a config -> the classes that read it."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE_TYPES = ("cpu", "cuda")
 ATTENTIONS = ("sdpa", "eager")
 FINGERPRINT_SAMPLES = 1024
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name; anything else is a folder that is not there
@@ -43,14 +45,16 @@ def as_device(device: str | torch.device | None) -> torch.device:
     """A usable device.
 
     Raises:
-        RequestError: the name is none that torch knows, or that device is not here.
+        RequestError: neither the CPU nor a CUDA device, or one that is not here.
     """
     if device is None:
         return default_device()
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise RequestError(f"device {device!r} is unknown: use cpu, cuda or cuda:0") from error
+        chosen: torch.device | None = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in DEVICE_TYPES:
+        raise RequestError(f"device {device!r} is unknown: use cpu, cuda or cuda:0")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise RequestError(f"device {device!r} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
     return chosen
@@ -81,11 +85,12 @@ def load_config(name: str | Path, revision: str | None = None) -> SDARConfig:
         RequestError: nothing there, hub unreachable, unknown family, no mask id, or fields out of place.
     """
     source = resolve_model(name)
-    if not Path(source).is_dir() and not _HUB_ID.fullmatch(source):
-        raise RequestError(_not_found(name, FileNotFoundError(source)))
+    folder = Path(source)
+    if not ((folder / "config.json").exists() if folder.is_dir() else _HUB_ID.fullmatch(source)):
+        raise RequestError(_not_found(name, FileNotFoundError(source)))  # transformers would make up an empty config
     try:
         fields, _ = SDARConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no mapping
         raise RequestError(_not_found(name, error)) from error
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
@@ -147,10 +152,17 @@ def load_model(
 
 
 def save_model(model: SDARForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them."""
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them.
+
+    Raises:
+        WorkError: the disk refuses.
+    """
+    try:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"model {folder}: cannot be written: {_one_line(error)}") from error
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -199,12 +211,12 @@ def _sample(tensor: Tensor) -> Tensor:
 def _check_config(config: SDARConfig, name: str | Path, revision: str | None) -> None:
     if config.mask_token_id is None:
         config.mask_token_id = _mask_id_of_tokenizer(name, revision)
-    if not 0 <= config.mask_token_id < config.vocab_size:
+    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < config.vocab_size:
         raise RequestError(
-            f"model {name}: mask_token_id {config.mask_token_id} is outside the vocabulary of {config.vocab_size}"
+            f"model {name}: mask_token_id {config.mask_token_id!r} is not in the vocabulary of {config.vocab_size}"
         )
-    if config.block_size < 1:
-        raise RequestError(f"model {name}: block_size must be at least 1, not {config.block_size}")
+    if not isinstance(config.block_size, int) or config.block_size < 1:
+        raise RequestError(f"model {name}: block_size must be a number from 1 on, not {config.block_size!r}")
     if any(kind != "full_attention" for kind in config.layer_types or ()):
         raise RequestError(f"model {name}: sliding-window layers cannot decode blocks; use full attention")
 

@@ -1,7 +1,7 @@
 """What a run needs to go on exactly where it stopped, written so that a kill never leaves a half-written one.
 
-A checkpoint is a folder `step-000120` that appears by atomic rename: model (as `save_model` writes it), optimizer,
-reference, and the step. Noise and data order are functions of the step, so no random state is stored.
+A checkpoint is a folder `step-000120` that appears by atomic rename: the model's weights, optimizer, reference, and the
+step. Noise and data order are functions of the step, so no random state is stored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
@@ -51,10 +52,11 @@ class Checkpoints:
             (partial / "state.json").write_text(json.dumps({"step": step}))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(partial, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
             raise WorkError(
-                f"checkpoint {final}: {error.strerror or error}; earlier checkpoints are intact, --resume goes on"
+                f"checkpoint {final}: {reason}; earlier checkpoints are intact, --resume goes on"
             ) from error
         for old in sorted(self._folder.glob(PREFIX + "*"))[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -95,8 +97,16 @@ def _restore(model: SDARForCausalLM, file: Path) -> None:
 
 
 def same_run(file: Path, recipe: dict[str, Any]) -> str | None:
-    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree."""
-    return _first_difference(json.loads(file.read_text()), recipe)
+    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree.
+
+    Raises:
+        RequestError: the file holds no recipe.
+    """
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: is no recipe of a run; choose another out") from error
+    return _first_difference(stored, recipe)
 
 
 def _first_difference(stored: Any, asked: Any, at: str = "") -> str | None:

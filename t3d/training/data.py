@@ -7,6 +7,8 @@ examples with the same noise however many processes share it and wherever a run 
 from __future__ import annotations
 
 import logging
+import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +34,13 @@ def load_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDAR
     rows = _task_rows(data, tokenizer) if data.task else _trajectory_rows(data, tokenizer, config)
     limit = config.max_position_embeddings
     fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= limit]
+    if not fitting:
+        raise RequestError(
+            f"data: no row left to train on in {data.trajectories or data.task}: all {len(rows)} are longer than the "
+            f"model's {limit} positions"
+        )
     if len(fitting) < len(rows):
         logger.warning("left out %d rows longer than the model's %d positions", len(rows) - len(fitting), limit)
-    if not fitting:
-        raise RequestError(f"data: no row left to train on in {data.trajectories or data.task}")
     return fitting
 
 
@@ -67,6 +72,11 @@ def _trajectory_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, confi
         )
     every = list(trajectories.read(data.trajectories))
     kept = [row for row in every if row.response_ids and (row.finish_reason == "stop" or data.keep_unfinished)]
+    if not kept:
+        raise RequestError(
+            f"data: no row left to train on in {data.trajectories}: none of {len(every)} ended by a stop token; "
+            "roll out with a higher --max-new-tokens, or set data.keep_unfinished=true"
+        )
     left_out = len(every) - len(kept)
     if left_out:
         logger.warning("left out %d of %d trajectories that did not end by a stop token", left_out, len(every))
@@ -133,14 +143,16 @@ class StepDataset(Dataset[list[PackedBatch]]):
         return self._order[1]
 
 
-def step_loader(
+def prepared_steps(
     dataset: StepDataset, first_step: int, last_step: int, num_workers: int
-) -> DataLoader[list[PackedBatch]]:
-    """Steps `first_step` .. `last_step` - 1 in order, prepared ahead by `num_workers` processes."""
-    return DataLoader(
-        dataset,
-        sampler=range(first_step, last_step),
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
+) -> Iterator[list[PackedBatch]]:
+    """Steps `first_step` .. `last_step` - 1 in order, prepared ahead by `num_workers` processes (0: by this one)."""
+    steps = range(first_step, last_step)
+    if num_workers == 0:
+        yield from (dataset[step] for step in steps)
+        return
+    # Plain bytes through the workers' pipe: torch would open a socket for every tensor, which costs more than a step.
+    loader = DataLoader(
+        dataset, sampler=steps, batch_size=None, num_workers=num_workers, prefetch_factor=4, collate_fn=pickle.dumps
     )
+    yield from map(pickle.loads, loader)

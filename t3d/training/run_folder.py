@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,27 @@ RECIPE_FILE, VERSIONS_FILE, METRICS_FILE = "recipe.json", "versions.json", "metr
 
 
 class RunFolder:
-    """Opens `recipe.out` for a new run or, with `resume`, for the rest of the same one.
+    """`recipe.out` for a new run or, with `resume`, for the rest of the same one; nothing is written before `open`.
 
     Raises:
         RequestError: the folder holds something else, another recipe's run, or an unfinished run without `resume`.
-        WorkError: it cannot be written.
     """
 
     def __init__(self, recipe: Recipe, resume: bool) -> None:
         self.path = Path(recipe.out)
-        fields = recipe.model_dump(mode="json", exclude={"device", "out"})
-        self._refuse_foreign(fields, resume)
+        self._fields = recipe.model_dump(mode="json", exclude={"device", "out"})
+        self._refuse_foreign(self._fields, resume)
+
+    def open(self) -> None:
+        """Write down what is run with what; one process does this, once all of them have looked.
+
+        Raises:
+            WorkError: the disk refuses.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / RECIPE_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-            (self.path / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n")
+            _replace(self.path / RECIPE_FILE, json.dumps(self._fields, indent=2) + "\n")
+            _replace(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
         except OSError as error:
             raise WorkError(f"out {self.path}: {error.strerror or error}") from error
 
@@ -45,9 +53,9 @@ class RunFolder:
         """Where checkpoints go."""
         return self.path / "checkpoints"
 
-    def open_metrics(self, first_step: int) -> MetricsLog:
+    def open_metrics(self, first_step: int, writes: bool = True) -> MetricsLog | NoMetricsLog:
         """A log that goes on after `first_step` finished steps; later lines of a killed run are dropped."""
-        return MetricsLog(self.path, first_step)
+        return MetricsLog(self.path, first_step) if writes else NoMetricsLog()
 
     def _refuse_foreign(self, fields: dict[str, Any], resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -56,7 +64,10 @@ class RunFolder:
             return
         if not (self.path / RECIPE_FILE).exists():
             raise RequestError(f"out {self.path}: holds something else; choose an empty or new folder")
-        difference = same_run(self.path / RECIPE_FILE, fields)
+        try:
+            difference = same_run(self.path / RECIPE_FILE, fields)
+        except (OSError, ValueError) as error:  # killed while it was written
+            raise RequestError(f"out {self.path}: its {RECIPE_FILE} cannot be read; choose another out") from error
         if difference is not None:
             raise RequestError(f"out {self.path}: holds a run with another {difference}; choose another out")
         if not resume:
@@ -69,7 +80,7 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int) -> None:
         file = folder / METRICS_FILE
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
-        file.write_text("".join(kept))
+        _replace(file, "".join(kept))
         self._file = file.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
@@ -84,6 +95,28 @@ class MetricsLog:
         """Flush everything."""
         self._file.close()
         self._board.close()
+
+
+class NoMetricsLog:
+    """For the processes beside the main one."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Leave it to the main process."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or, on a full disk, leave the old one as it was."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _lines(file: Path) -> list[str]:

@@ -22,7 +22,7 @@ from t3d.models.building import random_model
 from t3d.objectives import build_objective
 from t3d.progress import progress
 from t3d.training.checkpoint import Checkpoints
-from t3d.training.data import Share, StepDataset, load_rows, step_loader
+from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
 from t3d.training.reference import Reference
 from t3d.training.run_folder import RunFolder
 from t3d.training.scorer import Scorer, score_batch
@@ -58,6 +58,9 @@ class Trainer:
         self.model = _build_model(recipe, self.tokenizer)
         self._dataset = self._load_data()
         self.folder = RunFolder(recipe, resume)
+        self.accelerator.wait_for_everyone()  # nobody may take the main process's new files for an earlier run
+        if self.accelerator.is_main_process:
+            self.folder.open()
         self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep)
         self.model.to(self.accelerator.device).train()
         self.reference = (
@@ -69,12 +72,12 @@ class Trainer:
 
     def run(self) -> SDARForCausalLM:
         """Train to the last step, then save the student."""
-        recipe, total = self.recipe, self.recipe.optim.steps
-        loader = step_loader(self._dataset, self.finished_steps, total, recipe.batch.num_workers)
-        log = self.folder.open_metrics(self.finished_steps)
+        recipe, total, is_main = self.recipe, self.recipe.optim.steps, self.accelerator.is_main_process
+        steps = prepared_steps(self._dataset, self.finished_steps, total, recipe.batch.num_workers)
+        log = self.folder.open_metrics(self.finished_steps, writes=is_main)
         started = time.monotonic()
-        with contextlib.closing(log), progress("train", total, "steps", done=self.finished_steps) as bar:
-            for batches in loader:
+        with contextlib.closing(log), progress("train", total, "steps", self.finished_steps, shown=is_main) as bar:
+            for batches in steps:
                 metrics = self.train_step(batches)
                 self.finished_steps += 1
                 shown: dict[str, float | str] = {}
@@ -84,7 +87,9 @@ class Trainer:
                     shown = {"loss": values["loss"], "agreement": values["agreement"]}
                 bar.advance(1, **shown)
                 self._maybe_checkpoint()
-        save_model(self.model, self.folder.model, self.tokenizer)
+        if is_main:
+            save_model(self.model, self.folder.model, self.tokenizer)
+        self.accelerator.wait_for_everyone()
         return self.model.eval()
 
     def train_step(self, batches: Iterable[PackedBatch]) -> dict[str, Tensor]:
@@ -130,7 +135,12 @@ class Trainer:
         return values
 
     def _load_data(self) -> StepDataset:
-        recipe = self.recipe
+        recipe, num_processes = self.recipe, self.accelerator.num_processes
+        if recipe.optim.examples_per_step < num_processes:
+            raise RequestError(
+                f"optim.examples_per_step {recipe.optim.examples_per_step}: must be at least one for each of the "
+                f"{num_processes} processes"
+            )
         if self.objective.needs_trajectories and recipe.data.task:
             raise RequestError(
                 f"objective {recipe.objective.name}: needs trajectories, not data.task; run t3d rollout first"
@@ -143,7 +153,7 @@ class Trainer:
             examples_per_step=recipe.optim.examples_per_step,
             model=self.model.config,
             seed=recipe.seed,
-            share=Share(self.accelerator.process_index, self.accelerator.num_processes),
+            share=Share(self.accelerator.process_index, num_processes),
         )
 
     def _restore(self) -> int:
@@ -155,12 +165,13 @@ class Trainer:
 
     def _maybe_checkpoint(self) -> None:
         every = self.recipe.checkpoint.every_steps
-        if not every or self.finished_steps % every or not self.accelerator.is_main_process:
+        if not every or self.finished_steps % every:
             return
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise WorkError(f"step {self.finished_steps}: weights are not finite; earlier checkpoints are intact")
         reference = self.reference.model if self.reference is not None else None
-        self.checkpoints.save(self.finished_steps, self.model, self.optimizer, reference)
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.finished_steps, self.model, self.optimizer, reference)
 
 
 def learning_rate_share(step: int, optim: OptimConfig) -> float:

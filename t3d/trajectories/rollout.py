@@ -55,9 +55,10 @@ class RolloutSummary:
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One response to make: which prompt, which sample of it, with which seed."""
+    """One response to make: which prompt, with its tokens, which sample of it, with which seed."""
 
     prompt: Prompt
+    prompt_ids: list[int]
     sample: int
     seed: int
 
@@ -97,10 +98,12 @@ def rollout(
         raise RequestError("rollout needs an engine with a tokenizer")
     if not prompts or samples < 1:
         raise RequestError("rollout needs at least one prompt and one sample of it")
+    prompt_ids = engine.encode([prompt.text for prompt in prompts])
+    engine.check(prompt_ids, decoding)  # all of them, before the first shard
     seeds = derive_seeds(decoding.seed, len(prompts) * samples)
     work = [
-        WorkItem(prompt, sample, seeds[index * samples + sample])
-        for index, prompt in enumerate(prompts)
+        WorkItem(prompt, ids, sample, seeds[index * samples + sample])
+        for index, (prompt, ids) in enumerate(zip(prompts, prompt_ids, strict=True))
         for sample in range(samples)
     ]
     shards = [work[start : start + rows_per_shard] for start in range(0, len(work), rows_per_shard)]
@@ -149,8 +152,8 @@ def rollout_meta(engine: Engine, decoding: Decoding, model_name: str) -> Traject
 
 
 def _decode(engine: Engine, shard: Sequence[WorkItem], decoding: Decoding, on_finish: OnFinish) -> list[Trajectory]:
-    texts, seeds = [item.prompt.text for item in shard], [item.seed for item in shard]
-    generations = engine.generate_text(texts, decoding, seeds=seeds, on_finish=on_finish)
+    prompts, seeds = [item.prompt_ids for item in shard], [item.seed for item in shard]
+    generations = engine.generate(prompts, decoding, seeds=seeds, on_finish=on_finish)
     return [_trajectory(item, generation) for item, generation in zip(shard, generations, strict=True)]
 
 

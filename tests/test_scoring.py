@@ -1,0 +1,152 @@
+"""Scores in chunks against plain softmax arithmetic, values and gradients."""
+
+import pytest
+import torch
+from tiny import MASK, VOCAB, noisy_examples, tiny_model
+from torch.nn.functional import log_softmax
+
+from t3d.corruption import pack
+from t3d.models.attention import as_attention_mask, two_copy_mask
+from t3d.models.scoring import score_tokens
+from t3d.training.scorer import Scorer
+
+EXACT = {"atol": 1e-11, "rtol": 1e-11}
+
+
+def problem(tokens=7, targets=2, seed=0, dtype=torch.float64):
+    """hidden [M, H], head [V, H], targets [M, K]."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 5, generator=generator, dtype=dtype).requires_grad_()
+    head = torch.randn(VOCAB, 5, generator=generator, dtype=dtype).requires_grad_()
+    return hidden, head, torch.randint(VOCAB, (tokens, targets), generator=generator)
+
+
+def gradients(scores, *leaves):
+    """Of a sum in which every score has a weight of its own."""
+    total = 0.0
+    for part in (scores.logp, scores.entropy):
+        if part is not None:
+            total = total + (part * torch.arange(1, part.numel() + 1, dtype=part.dtype).view(part.shape)).sum()
+    return torch.autograd.grad(total, leaves)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("append_argmax", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 8])
+def test_chunks_change_nothing(chunk_tokens, append_argmax, entropy):
+    hidden, head, targets = problem()
+    options = {"mask_token_id": MASK, "entropy": entropy, "append_argmax": append_argmax}
+    whole = score_tokens(hidden, head, targets, **options)
+    parts = score_tokens(hidden, head, targets, chunk_tokens=chunk_tokens, **options)
+    with torch.no_grad():
+        silent = score_tokens(hidden, head, targets, chunk_tokens=chunk_tokens, **options)
+    for other in (parts, silent):
+        torch.testing.assert_close(other.logp, whole.logp, **EXACT)
+        assert torch.equal(other.argmax, whole.argmax)
+        assert (other.entropy is None) == (not entropy)
+        if entropy:
+            torch.testing.assert_close(other.entropy, whole.entropy, **EXACT)
+    for left, right in zip(gradients(parts, hidden, head), gradients(whole, hidden, head), strict=True):
+        torch.testing.assert_close(left, right, **EXACT)
+    assert not silent.logp.requires_grad
+
+
+def test_values_and_gradients_are_those_of_log_softmax():
+    hidden, head, targets = problem()
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, chunk_tokens=3)
+    logp = log_softmax(hidden @ head.T, dim=-1)  # over the whole vocabulary, the mask token included
+    plain = type(scores)(logp.gather(1, targets), logp.argmax(dim=-1), -(logp.exp() * logp).sum(dim=-1))
+    torch.testing.assert_close(scores.logp, plain.logp, **EXACT)
+    torch.testing.assert_close(scores.entropy, plain.entropy, **EXACT)
+    for left, right in zip(gradients(scores, hidden, head), gradients(plain, hidden, head), strict=True):
+        torch.testing.assert_close(left, right, **EXACT)
+
+
+def test_gradcheck():
+    hidden, head, targets = problem(tokens=3)
+
+    def scored(hidden, head):
+        scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, chunk_tokens=2)
+        return scores.logp, scores.entropy
+
+    assert torch.autograd.gradcheck(scored, (hidden, head))
+
+
+def test_by_hand():
+    """Two tokens of probability 3/4 and 1/4, the third is the mask token."""
+    hidden, head = torch.eye(2), torch.tensor([[3.0, 5.0], [1.0, 3.0], [4.0, 9.0]]).log()
+    scores = score_tokens(hidden, head, torch.tensor([[0], [1]]), mask_token_id=2, entropy=True)
+    assert scores.logp.exp()[:, 0].tolist() == pytest.approx([3 / 8, 3 / 17])
+    assert scores.argmax.tolist() == [0, 0]  # the mask token is likelier both times
+    expected = torch.tensor([3 / 8, 1 / 8, 4 / 8])
+    assert scores.entropy[0].item() == pytest.approx(-(expected * expected.log()).sum().item())
+
+
+def test_entropy_of_uniform_logits_is_the_log_of_the_vocabulary():
+    scores = score_tokens(
+        torch.zeros(2, 5), torch.ones(VOCAB, 5), torch.zeros(2, 1, dtype=torch.int64), mask_token_id=MASK, entropy=True
+    )
+    assert scores.entropy.tolist() == pytest.approx([torch.tensor(float(VOCAB)).log().item()] * 2)
+
+
+def test_argmax_is_never_the_mask_token_and_may_be_appended():
+    hidden, head, targets = problem(tokens=50)
+    with torch.no_grad():
+        head[MASK] = 10 * hidden[:10].sum(dim=0)
+        wins = (hidden @ head.T).argmax(dim=-1) == MASK
+        assert 0 < wins.sum() < 50
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, append_argmax=True, chunk_tokens=8)
+    logits = (hidden @ head.T).detach()
+    others = torch.cat([logits[:, :MASK], torch.full((50, 1), -torch.inf), logits[:, MASK + 1 :]], dim=1)
+    assert torch.equal(scores.argmax, others.argmax(dim=1))
+    assert scores.logp.shape == (50, 3)
+    logp = log_softmax(logits, dim=-1)
+    torch.testing.assert_close(scores.logp[:, 2], logp.gather(1, scores.argmax[:, None])[:, 0], **EXACT)
+    torch.testing.assert_close(scores.logp[:, :2], logp.gather(1, targets), **EXACT)
+
+
+def test_the_mask_token_may_be_a_target():
+    """Only the argmax leaves it out: its log-probability stays a finite number."""
+    hidden, head, _ = problem(tokens=4)
+    scores = score_tokens(hidden, head, torch.full((4, 1), MASK), mask_token_id=MASK)
+    torch.testing.assert_close(scores.logp[:, 0], log_softmax(hidden @ head.T, dim=-1)[:, MASK], **EXACT)
+
+
+@pytest.mark.parametrize("append_argmax", [False, True])
+def test_no_positions(append_argmax):
+    hidden, head, targets = problem(tokens=0)
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, append_argmax=append_argmax)
+    assert scores.logp.shape == (0, 3 if append_argmax else 2)
+    assert scores.argmax.shape == scores.entropy.shape == (0,)
+    (scores.logp.sum() + scores.entropy.sum()).backward()
+    assert hidden.grad.shape == (0, 5)
+    assert head.grad.abs().max() == 0
+
+
+def test_half_precision_is_scored_in_float32():
+    hidden, head, targets = problem(dtype=torch.bfloat16)
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True)
+    assert scores.logp.dtype == scores.entropy.dtype == torch.float32
+    plain = log_softmax((hidden @ head.T).float(), dim=-1).gather(1, targets)
+    torch.testing.assert_close(scores.logp, plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_scorer_is_the_models_own_logits(tied):
+    model = tiny_model(tie_word_embeddings=tied)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    batch = pack(noisy_examples(), row_tokens=70, block_size=4, num_examples_in_step=7)
+    mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, 4)
+    logits = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=as_attention_mask(mask, torch.float64),
+        use_cache=False,
+    ).logits
+    plain = log_softmax(logits.flatten(0, 1)[batch.loss_index], dim=-1).gather(1, batch.tokens.targets[:, None])
+    scored = Scorer(model)(batch, batch.tokens.targets[:, None]).logp
+    torch.testing.assert_close(scored, plain, **EXACT)
+    weights = list(model.parameters())
+    left, right = torch.autograd.grad(scored.sum(), weights), torch.autograd.grad(plain.sum(), weights)
+    for one, other in zip(left, right, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)

@@ -1,0 +1,577 @@
+"""The trainer on tiny models: it learns, resumes bit for bit, and refuses what cannot be in one line."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import random_row, tiny_model
+
+from t3d import trajectories
+from t3d.config import OptimConfig, make_recipe
+from t3d.errors import RequestError, WorkError
+from t3d.models import load_model, load_tokenizer, model_fingerprint, save_model, tokenizer_fingerprint
+from t3d.objectives import OBJECTIVES
+from t3d.training import Trainer, train
+from t3d.training.checkpoint import Checkpoints
+from t3d.training.reference import Reference
+from t3d.training.trainer import learning_rate_share
+from t3d.trajectories import TrajectoryMeta
+from t3d.types import Trajectory
+
+TOKENIZER = load_tokenizer("story-tokenizer")
+NUM_ROWS = 10
+
+
+def meta(**changes):
+    known = {
+        "model": "tiny",
+        "revision": None,
+        "tokenizer_fingerprint": tokenizer_fingerprint(TOKENIZER),
+        "mask_token_id": TOKENIZER.mask_token_id,
+        "eos_token_ids": (TOKENIZER.eos_token_id,),
+        "block_size": 4,
+        "steps_per_block": 2,
+        "rule": "low_confidence_static",
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "threshold": 0.9,
+        "entropy_bound": 0.5,
+        "max_new_tokens": 16,
+        "seed": 0,
+        "software_version": "0",
+    }
+    return TrajectoryMeta(**{**known, **changes})
+
+
+def trajectory(index, finish_reason="stop"):
+    row = random_row("", prompt_length=3 + index % 5, length=6 + index % 7, seed=index)
+    response = [*row.response_ids[:-1].tolist(), TOKENIZER.eos_token_id]
+    return Trajectory(
+        prompt_id=f"p{index}",
+        sample=0,
+        prompt_ids=row.prompt_ids.tolist(),
+        response_ids=response,
+        reveal_step=row.reveal_step.tolist(),
+        confidence=[0.5] * len(response),
+        num_forwards=9,
+        finish_reason=finish_reason,
+        prompt_text="",
+        response_text="",
+        answer=None,
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with a tiny model of the story's vocabulary and a few trajectories."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = tiny_model(
+        dtype=torch.float32,
+        vocab_size=len(TOKENIZER),
+        mask_token_id=TOKENIZER.mask_token_id,
+        eos_token_id=TOKENIZER.eos_token_id,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+    )
+    save_model(model, folder / "model", TOKENIZER)
+    trajectories.write(folder / "trajectories", [trajectory(index) for index in range(NUM_ROWS)], meta())
+    return folder
+
+
+def recipe_of(inputs, out, **changes):
+    """A recipe of twelve small steps; `changes` replace groups of keys, `__` stands for the dot of a sub-key."""
+    fields = {
+        "model": {"source": str(inputs / "model")},
+        "objective": {"name": "t3d"},
+        "data": {"trajectories": str(inputs / "trajectories")},
+        "optim": {"steps": 12, "examples_per_step": 4, "lr": 1e-3, "warmup_steps": 2},
+        "batch": {"tokens_per_batch": 60},
+        "reference": {"refresh_every": 5},
+        "checkpoint": {"every_steps": 4, "keep": 5},
+        "log_every": 1,
+        "device": "cpu",
+        "out": str(out),
+    }
+    for key, value in changes.items():
+        group, _, name = key.partition("__")
+        fields[group] = {**fields[group], name: value} if name else value
+    return make_recipe(fields)
+
+
+def metrics_of(out):
+    """The lines of a run, less the time they were written at."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def state_of(checkpoint):
+    """Every tensor of a checkpoint: weights, reference, optimizer."""
+    tensors = {f"model {key}": value for key, value in load_file(checkpoint / "model.safetensors").items()}
+    if (checkpoint / "reference.safetensors").exists():
+        reference = load_file(checkpoint / "reference.safetensors")
+        tensors |= {f"reference {key}": value for key, value in reference.items()}
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    for parameter, moments in optimizer["state"].items():
+        tensors |= {f"optimizer {parameter} {key}": value for key, value in moments.items()}
+    return tensors
+
+
+def assert_same_state(left, right):
+    left, right = state_of(left), state_of(right)
+    assert left.keys() == right.keys()
+    assert [key for key in left if not torch.equal(left[key], right[key])] == []
+
+
+def refusal_of(kind, call, *arguments):
+    with pytest.raises(kind) as refusal:
+        call(*arguments)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """(recipe, student) of an uninterrupted run."""
+    recipe = recipe_of(inputs, tmp_path_factory.mktemp("runs") / "run")
+    return recipe, train(recipe)
+
+
+# Learning
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_goes_down(name, inputs, tmp_path):
+    """The same few rows over and over, wholly hidden, so that only learning moves the loss."""
+    recipe = recipe_of(
+        inputs,
+        tmp_path / "run",
+        objective={"name": name},
+        corruption={"ratios": [1.0], "random_token_share": 0},
+        optim={"steps": 30, "examples_per_step": NUM_ROWS, "lr": 1e-2, "warmup_steps": 0},
+        batch={"tokens_per_batch": 1000},
+        reference__refresh_every=0,
+        checkpoint={},
+    )
+    train(recipe)
+    losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
+    assert len(losses) == 30
+    if name == "sft":  # its noise varies with t
+        assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    else:
+        assert losses[-1] < 0.75 * losses[0]
+    assert metrics_of(tmp_path / "run")[-1]["agreement"] > metrics_of(tmp_path / "run")[0]["agreement"]
+
+
+def test_supervised_training_on_a_task_from_random_weights(inputs, tmp_path):
+    shapes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
+    shapes |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    recipe = recipe_of(
+        inputs,
+        tmp_path / "run",
+        model={"init": shapes, "tokenizer": "story-tokenizer"},
+        objective={"name": "sft"},
+        data={"task": "story", "count": 5},
+        optim__steps=2,
+    )
+    student = train(recipe)
+    assert student.config.vocab_size == len(TOKENIZER)
+    assert len(metrics_of(tmp_path / "run")) == 2
+
+
+def test_saved_student_loads_with_the_same_logits(finished):
+    recipe, student = finished
+    loaded = load_model(os.path.join(recipe.out, "model"), device="cpu")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, student(input_ids=ids).logits)
+    assert model_fingerprint(loaded) == model_fingerprint(student)
+    assert model_fingerprint(loaded) != model_fingerprint(load_model(recipe.model.source, device="cpu"))
+    saved = load_tokenizer(os.path.join(recipe.out, "model"))
+    assert tokenizer_fingerprint(saved) == tokenizer_fingerprint(TOKENIZER)
+
+
+def test_batches_and_workers_change_nothing(finished, inputs, tmp_path):
+    """Other rows of tokens, more examples a pass, prepared by other processes: the same run up to rounding."""
+    recipe, _ = finished
+    train(recipe_of(inputs, tmp_path / "run", batch={"tokens_per_batch": 500, "row_tokens": 90, "num_workers": 1}))
+    for left, right in zip(metrics_of(tmp_path / "run"), metrics_of(recipe_path(recipe)), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+
+
+def recipe_path(recipe):
+    from pathlib import Path
+
+    return Path(recipe.out)
+
+
+def test_precisions_follow_each_other_in_one_process(inputs, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16", "fp32"):
+        out = tmp_path / f"{precision}{len(losses)}"
+        train(recipe_of(inputs, out, precision=precision, optim__steps=2))
+        losses[out.name] = metrics_of(out)[0]["loss"]
+        stored = load_file(out / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.float32}  # master weights
+    assert losses["fp320"] == losses["fp322"]
+    assert losses["bf161"] != losses["fp320"]
+    assert losses["bf161"] == pytest.approx(losses["fp320"], rel=0.02)
+
+
+# Resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_in_step(monkeypatch, step):
+    """The run dies while it computes optimizer step `step` (1-based)."""
+    original = Trainer.train_step
+
+    def train_step(self, batches):
+        if self.finished_steps + 1 == step:
+            raise Killed
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("step", [2, 5, 7, 12])
+def test_resumed_is_uninterrupted(step, finished, inputs, tmp_path, monkeypatch):
+    """Killed before any checkpoint, right after one, between two, in the last step."""
+    whole, out = recipe_path(finished[0]), tmp_path / "run"
+    recipe = recipe_of(inputs, out)
+    with monkeypatch.context() as patched:
+        kill_in_step(patched, step)
+        with pytest.raises(Killed):
+            train(recipe)
+    assert len(metrics_of(out)) == step - 1
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # a line that the kill cut short
+    trainer = Trainer(recipe, resume=True)
+    assert trainer.finished_steps == (step - 1) // 4 * 4
+    trainer.run()
+    assert metrics_of(out) == metrics_of(whole)
+    for name in ("step-000004", "step-000008", "step-000012"):
+        assert_same_state(out / "checkpoints" / name, whole / "checkpoints" / name)
+    left, right = (load_file(run / "model" / "model.safetensors") for run in (out, whole))
+    assert all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_a_finished_run_may_be_resumed(finished, tmp_path):
+    recipe, student = finished
+    copied = recipe.model_copy(update={"out": str(tmp_path / "run")})
+    shutil.copytree(recipe.out, copied.out)
+    assert model_fingerprint(train(copied, resume=True)) == model_fingerprint(student)
+    assert metrics_of(tmp_path / "run") == metrics_of(recipe_path(recipe))
+
+
+def test_only_the_newest_checkpoints_are_kept(inputs, tmp_path):
+    train(recipe_of(inputs, tmp_path / "run", checkpoint={"every_steps": 3, "keep": 2}))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-000009", "step-000012"]
+
+
+def test_a_half_written_checkpoint_is_never_taken(inputs, tmp_path, monkeypatch):
+    model = load_model(inputs / "model", device="cpu")
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    assert checkpoints.newest() is None
+    checkpoints.save(4, model, optimizer, None)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.save", killed)
+        with pytest.raises(Killed):
+            checkpoints.save(8, model, optimizer, None)
+    assert (tmp_path / "checkpoints" / "step-000008.partial").exists()
+    assert checkpoints.newest().name == "step-000004"
+    checkpoints.save(8, model, optimizer, None)
+    assert checkpoints.load(checkpoints.newest(), model, optimizer, None) == 8
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000008"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0\n!")])
+def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints(error, inputs, tmp_path, monkeypatch):
+    model = load_model(inputs / "model", device="cpu")
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    checkpoints.save(4, model, optimizer, None)
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("torch.save", full)
+    message = refusal_of(WorkError, checkpoints.save, 8, model, optimizer, None)
+    assert "step-000008" in message
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+
+
+def test_a_torn_checkpoint_is_one_line(finished, tmp_path):
+    recipe = finished[0].model_copy(update={"out": str(tmp_path / "run")})
+    shutil.copytree(finished[0].out, recipe.out)
+    (tmp_path / "run" / "checkpoints" / "step-000012" / "optimizer.pt").write_bytes(b"torn")
+    assert "step-000012" in refusal_of(RequestError, train, recipe, True)
+
+
+# The reference
+
+
+def test_reference_starts_as_the_teacher_and_follows_by_steps(inputs, tmp_path):
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run", optim__steps=23, reference__refresh_every=10))
+    teacher = model_fingerprint(load_model(inputs / "model", device="cpu"))
+    assert model_fingerprint(trainer.reference.model) == teacher
+    assert not any(parameter.requires_grad for parameter in trainer.reference.model.parameters())
+    seen, original = {}, trainer.train_step
+
+    def train_step(batches):
+        metrics = original(batches)
+        step = trainer.finished_steps + 1
+        seen[step] = (model_fingerprint(trainer.reference.model), model_fingerprint(trainer.model))
+        return metrics
+
+    trainer.train_step = train_step
+    trainer.run()
+    for step, (reference, student) in seen.items():
+        assert reference == (teacher if step < 10 else seen[step // 10 * 10][1])
+        assert (reference == student) == (step % 10 == 0)
+
+
+def test_reference_is_never_replaced_at_0():
+    model = tiny_model()
+    reference = Reference(model, refresh_every=0)
+    before = model_fingerprint(reference.model)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    for step in range(1, 40):
+        reference.after_step(step, model)
+    assert model_fingerprint(reference.model) == before  # nor does it share memory with the student
+
+
+def test_gaps_are_zero_while_the_reference_is_the_student(inputs, tmp_path):
+    """In the step after each refresh, l_theta and l_ref are the same numbers."""
+    train(recipe_of(inputs, tmp_path / "run"))  # refresh_every 5
+    for line in metrics_of(tmp_path / "run"):
+        assert (abs(line["real_gap"]) < 1e-6) == (line["step"] in (1, 6, 11))
+
+
+# Learning rate
+
+
+def test_learning_rate_by_hand():
+    optim = OptimConfig(steps=12, warmup_steps=4, final_lr_share=0.1)
+    assert [learning_rate_share(step, optim) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate_share(4, optim) == 1.0
+    assert learning_rate_share(8, optim) == pytest.approx(0.1 + 0.9 * 0.5)  # half way down
+    assert learning_rate_share(6, optim) == pytest.approx(0.1 + 0.9 * (1 + 2**-0.5) / 2)  # a quarter
+    assert learning_rate_share(12, optim) == pytest.approx(0.1)
+    assert learning_rate_share(50, optim) == pytest.approx(0.1)
+    assert learning_rate_share(0, OptimConfig(steps=3, warmup_steps=0)) == 1.0
+    assert learning_rate_share(5, OptimConfig(steps=3, warmup_steps=10)) == 0.6
+
+
+def test_logged_learning_rate_is_the_optimizers(finished):
+    recipe = finished[0]
+    for line in metrics_of(recipe_path(recipe)):
+        share = learning_rate_share(line["step"] - 1, recipe.optim)
+        assert line["lr"] == pytest.approx(recipe.optim.lr * share, rel=1e-6)
+
+
+def test_norm_weights_do_not_decay(inputs, tmp_path):
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run", optim__weight_decay=0.3))
+    decayed, plain = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.dim() for parameter in plain["params"]} == {1}
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(trainer.model.parameters()))
+
+
+# Rows
+
+
+def test_rows_that_ended_by_length_are_left_out_and_counted(inputs, tmp_path, caplog):
+    rows = [trajectory(index, "length" if index in (1, 4) else "stop") for index in range(NUM_ROWS)]
+    trajectories.write(tmp_path / "t", rows, meta())
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(recipe_of(inputs, tmp_path / "run", data__trajectories=str(tmp_path / "t")))
+    assert "left out 2 of 10" in caplog.text
+    assert rows_of_an_epoch(trainer) == sorted(f"p{index}/0" for index in range(NUM_ROWS) if index not in (1, 4))
+    data = {"trajectories": str(tmp_path / "t"), "keep_unfinished": True}
+    kept = Trainer(recipe_of(inputs, tmp_path / "other", data=data))
+    assert len(rows_of_an_epoch(kept)) == NUM_ROWS
+
+
+def rows_of_an_epoch(trainer):
+    """Row ids of the first rows drawn until one comes back, sorted."""
+    seen = []
+    for step in range(100):
+        for batch in trainer._dataset[step]:
+            if set(batch.row_ids) & set(seen):
+                return sorted(seen)
+            seen += batch.row_ids
+    raise AssertionError("no row came twice")
+
+
+def test_each_epoch_holds_every_row_once_in_another_order_with_other_noise(inputs, tmp_path):
+    recipe = recipe_of(inputs, tmp_path / "run", optim__examples_per_step=NUM_ROWS // 2, batch={"tokens_per_batch": 1})
+    dataset = Trainer(recipe)._dataset
+    epochs = []
+    for epoch in range(3):
+        batches = [batch for step in (2 * epoch, 2 * epoch + 1) for batch in dataset[step]]
+        epochs.append({batch.row_ids[0]: batch.input_ids.tolist() for batch in batches})
+        assert len(batches) == len(epochs[-1]) == NUM_ROWS
+    assert epochs[0].keys() == epochs[1].keys() == epochs[2].keys()
+    assert all(sum(one[row] != other[row] for row in one) >= 5 for one, other in zip(epochs, epochs[1:], strict=False))
+    again = [dataset[5], dataset[0]]  # in any order
+    assert [batch.row_ids for batch in again[1]] == [batch.row_ids for batch in dataset[0]]
+    first_halves = {frozenset(batch.row_ids[0] for batch in dataset[2 * epoch]) for epoch in range(3)}
+    assert len(first_halves) > 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [({"tokenizer_fingerprint": "0" * 16}, "tokenizer"), ({"mask_token_id": 7}, "mask id 7, the model's is 1")],
+)
+def test_trajectories_of_another_model_are_refused(changes, said, inputs, tmp_path):
+    trajectories.write(tmp_path / "t", [trajectory(0)], meta(**changes))
+    recipe = recipe_of(inputs, tmp_path / "run", data__trajectories=str(tmp_path / "t"))
+    assert said in refusal_of(RequestError, train, recipe)
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_no_row_left_is_refused(inputs, tmp_path):
+    trajectories.write(tmp_path / "t", [trajectory(0, "length")], meta())
+    recipe = recipe_of(inputs, tmp_path / "run", data__trajectories=str(tmp_path / "t"))
+    assert "no row left" in refusal_of(RequestError, train, recipe)
+
+
+def test_out_that_holds_something_else_is_refused(inputs, tmp_path):
+    (tmp_path / "letter.txt").write_text("keep me")
+    assert "something else" in refusal_of(RequestError, train, recipe_of(inputs, tmp_path))
+    assert "something else" in refusal_of(RequestError, train, recipe_of(inputs, tmp_path), True)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    file = recipe_of(inputs, tmp_path / "letter.txt")
+    assert "is a file" in refusal_of(RequestError, train, file)
+
+
+def test_out_of_another_or_the_same_run_is_refused(finished, inputs):
+    recipe, _ = finished
+    assert "--resume" in refusal_of(RequestError, train, recipe)
+    other = recipe_of(inputs, recipe.out, optim__lr=5.0)
+    assert "optim.lr" in refusal_of(RequestError, train, other, True)
+
+
+def test_out_with_a_torn_recipe_is_refused(inputs, tmp_path):
+    (tmp_path / "recipe.json").write_text('{"model":')
+    assert "recipe.json" in refusal_of(RequestError, train, recipe_of(inputs, tmp_path), True)
+
+
+def test_an_objective_on_trajectories_does_not_take_a_task(inputs, tmp_path):
+    recipe = recipe_of(inputs, tmp_path / "run", data={"task": "story"})
+    assert "rollout" in refusal_of(RequestError, train, recipe)
+
+
+@pytest.mark.parametrize("objective", [{"name": "t4d"}, {"name": "t3d", "lambda": 1}])
+def test_an_unknown_objective_or_option_is_refused(objective, inputs, tmp_path):
+    refusal_of(RequestError, train, recipe_of(inputs, tmp_path / "run", objective=objective))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(inputs, tmp_path, monkeypatch):
+    original = Trainer._batch_loss
+
+    def broken(self, batch):
+        loss, metrics = original(self, batch)
+        return loss * (float("nan") if self.finished_steps == 6 else 1.0), metrics
+
+    monkeypatch.setattr(Trainer, "_batch_loss", broken)
+    message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run"))
+    assert message.startswith("step 7: ")
+    assert "loss" in message
+    assert "step-000004" in message
+    assert not (tmp_path / "run" / "model").exists()
+    assert len(metrics_of(tmp_path / "run")) == 6
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(inputs, tmp_path, monkeypatch):
+    original = Trainer._batch_loss
+
+    def broken(self, batch):
+        loss, metrics = original(self, batch)
+        return loss * (float("nan") if self.finished_steps == 5 else 1.0), metrics
+
+    monkeypatch.setattr(Trainer, "_batch_loss", broken)
+    message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run", log_every=100))
+    assert message.startswith("step 8: ")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
+
+
+# Processes
+
+
+PROGRAM = (
+    "import sys; from t3d.config import load_recipe; from t3d.training import train; train(load_recipe(sys.argv[1]))"
+)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_are_one(finished, inputs, tmp_path):
+    recipe = recipe_of(inputs, tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    whole = recipe_path(finished[0])
+    for left, right in zip(metrics_of(tmp_path / "run"), metrics_of(whole), strict=True):
+        assert left.keys() == right.keys()
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+        assert left["agreement"] == pytest.approx(right["agreement"], abs=1e-6)
+    together, alone = (load_file(out / "model" / "model.safetensors") for out in (tmp_path / "run", whole))
+    assert together.keys() == alone.keys()
+    for key in alone:
+        torch.testing.assert_close(together[key], alone[key], atol=1e-6, rtol=1e-5)
+    assert sum("train: 12/12" in output for output in outputs) == 1  # one of them reports
+
+
+def test_more_processes_than_examples_are_refused(inputs, tmp_path):
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run"))
+
+    class Three:
+        num_processes, process_index = 5, 0
+
+    trainer.accelerator = Three()
+    assert "examples_per_step 4" in refusal_of(RequestError, trainer._load_data)
