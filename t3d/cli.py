@@ -148,9 +148,10 @@ def train(
 ) -> None:
     """Train a student (or a teacher) as a recipe says."""
     from t3d.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())  # before the slow imports: a typing error shows at once
     from t3d.training import train as run_training
 
-    loaded = load_recipe(recipe, overrides or ())
     run_training(loaded, resume=resume)
     print(f"{Path(loaded.out) / 'model'}: the trained model")
 
@@ -220,9 +221,10 @@ def compare(
 
     loaded = [read_result(file) for file in results]
     report.check_comparable(loaded)
-    Console().print(report.result_table(loaded))
     if out is not None:
         make_folder(out)
+    Console().print(report.result_table(loaded))
+    if out is not None:
         report.plot_accuracy(loaded, out / "accuracy.png")
         (out / "table.md").write_text(report.result_markdown(loaded))
         print(f"{out}: accuracy.png, table.md")

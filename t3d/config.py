@@ -180,7 +180,7 @@ class Recipe(Config):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     log_every: int = Field(10, ge=1)
     seed: int = Field(0, ge=0)
-    device: str | None = None
+    device: Literal["cpu", "cuda"] | None = None
     out: str
 
 

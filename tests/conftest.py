@@ -49,6 +49,6 @@ def model_folder(tmp_path_factory):
 def trajectory_folder(tmp_path_factory, model_folder):
     """24 answers of the tiny model in three shards, two tokens per step. Only read it."""
     folder = tmp_path_factory.mktemp("trajectories") / "tiny"
-    arguments = f"rollout --model {model_folder} --out {folder} --task story --limit 24 --rows-per-shard 8"
-    assert run([*arguments.split(), *"--max-new-tokens 21 --steps-per-block 2 --temperature 1.0".split()]) == 0
+    arguments = f"rollout --model {model_folder} --out {folder} --task story --limit 24 --rows-per-shard 8 --device cpu"
+    assert run([*arguments.split(), *["--max-new-tokens", "21", "--steps-per-block", "2", "--temperature", "1.0"]]) == 0
     return folder

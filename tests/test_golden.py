@@ -49,6 +49,7 @@ def golden_batch(ratio: str):
         targets=arrays["response_ids"][hidden],
         ranks=reveal_rank(arrays["reveal_step"], blocks)[hidden],
         weights=np.ones(hidden.sum()),
+        draw_keys=np.zeros(hidden.sum(), dtype=np.int64),
     )
     return arrays, pack([example], row_tokens=None, block_size=BLOCK_SIZE, num_examples_in_step=1)
 
@@ -100,7 +101,7 @@ def test_reverse_order_hides_what_the_public_code_hid():
 def test_objective(student, reference, case):
     ratio, k = case.split("/k")
     golden = EXAMPLE["cases"][case]
-    arrays, batch = golden_batch(ratio)
+    _, batch = golden_batch(ratio)
     objective = T3D(alpha=0.5, beta=0.1, path_weight=0.2, path_k=int(k))
     scores = score_batch(Scorer(student), Scorer(reference), objective, batch)
     loss, metrics = objective(scores, batch.tokens)

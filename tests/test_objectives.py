@@ -24,6 +24,7 @@ def tokens_of(example, ranks=None, weights=None, num_in_step=None, block_size=4)
         targets=torch.zeros(len(example), dtype=torch.int64),
         ranks=torch.tensor(ranks if ranks is not None else [0] * len(example)),
         weights=torch.tensor(weights if weights is not None else [1.0] * len(example)),
+        draw_keys=torch.zeros(len(example), dtype=torch.int64),
         example=torch.tensor(example),
         num_examples=number,
         num_examples_in_step=num_in_step or number,

@@ -114,7 +114,13 @@ def test_shares_of_processes_add_up(name, num_processes, student, reference):
 def test_an_example_without_a_hidden_token_adds_nothing(name, student, reference):
     full = noisy_example(random_row("full", 5, 9), OBJECTIVES[name].hider)
     empty = NoisyExample(
-        "empty", full.clean_ids, full.noisy_start, full.noisy_ids, *(np.empty(0, np.int64),) * 3, np.empty(0)
+        "empty",
+        full.clean_ids,
+        full.noisy_start,
+        full.noisy_ids,
+        *(np.empty(0, np.int64),) * 3,
+        np.empty(0),
+        np.empty(0, np.int64),
     )
     alone = step_of(one_at_a_time([empty], 2), name, student, reference)
     assert alone["gradient"].abs().max() == 0

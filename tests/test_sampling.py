@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from t3d.engine.noise import derive_seeds, draw_keys, gumbel_noise
 from t3d.engine.sampling import SamplingParams, draw_candidates, filtered_log_probs
+from t3d.noise import derive_seeds, draw_keys, gumbel_noise
 
 torch.set_num_threads(1)
 

@@ -31,11 +31,11 @@ def gradients(scores, *leaves):
 
 
 @pytest.mark.parametrize("entropy", [False, True])
-@pytest.mark.parametrize("append_argmax", [False, True])
+@pytest.mark.parametrize("append_own", [False, True])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 8])
-def test_chunks_change_nothing(chunk_tokens, append_argmax, entropy):
+def test_chunks_change_nothing(chunk_tokens, append_own, entropy):
     hidden, head, targets = problem()
-    options = {"mask_token_id": MASK, "entropy": entropy, "append_argmax": append_argmax}
+    options = {"mask_token_id": MASK, "entropy": entropy, "append_own": append_own}
     whole = score_tokens(hidden, head, targets, **options)
     parts = score_tokens(hidden, head, targets, chunk_tokens=chunk_tokens, **options)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_argmax_is_never_the_mask_token_and_may_be_appended():
         head[MASK] = 10 * hidden[:10].sum(dim=0)
         wins = (hidden @ head.T).argmax(dim=-1) == MASK
         assert 0 < wins.sum() < 50
-    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, append_argmax=True, chunk_tokens=8)
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, append_own=True, chunk_tokens=8)
     logits = (hidden @ head.T).detach()
     others = torch.cat([logits[:, :MASK], torch.full((50, 1), -torch.inf), logits[:, MASK + 1 :]], dim=1)
     assert torch.equal(scores.argmax, others.argmax(dim=1))
@@ -112,11 +112,11 @@ def test_the_mask_token_may_be_a_target():
     torch.testing.assert_close(scores.logp[:, 0], log_softmax(hidden @ head.T, dim=-1)[:, MASK], **EXACT)
 
 
-@pytest.mark.parametrize("append_argmax", [False, True])
-def test_no_positions(append_argmax):
+@pytest.mark.parametrize("append_own", [False, True])
+def test_no_positions(append_own):
     hidden, head, targets = problem(tokens=0)
-    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, append_argmax=append_argmax)
-    assert scores.logp.shape == (0, 3 if append_argmax else 2)
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, append_own=append_own)
+    assert scores.logp.shape == (0, 3 if append_own else 2)
     assert scores.argmax.shape == scores.entropy.shape == (0,)
     (scores.logp.sum() + scores.entropy.sum()).backward()
     assert hidden.grad.shape == (0, 5)
@@ -150,3 +150,31 @@ def test_scorer_is_the_models_own_logits(tied):
     left, right = torch.autograd.grad(scored.sum(), weights), torch.autograd.grad(plain.sum(), weights)
     for one, other in zip(left, right, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_own_token_is_drawn_at_the_temperature():
+    torch.manual_seed(0)
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 9.0])  # the last is the mask token, which is never drawn
+    number, temperature = 20_000, 0.7
+    hidden = torch.eye(1).expand(number, 1)
+    keys = torch.randint(0, 2**62, (number,))
+    options = {"mask_token_id": 4, "append_own": True, "temperature": temperature, "draw_keys": keys}
+    scores = score_tokens(hidden, logits[:, None], torch.zeros(number, 1, dtype=torch.int64), **options)
+    expected = (logits[:4] / temperature).softmax(0) * number
+    counts = torch.bincount(scores.own, minlength=5).float()
+    assert counts[4] == 0
+    assert ((counts[:4] - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
+    torch.testing.assert_close(scores.logp[:, 1], logits.log_softmax(0)[scores.own])  # scored without the temperature
+    assert (scores.argmax == 0).all()
+
+
+def test_own_draws_depend_on_their_keys_alone():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(12, 6), torch.randn(9, 6)
+    targets, keys = torch.zeros(12, 1, dtype=torch.int64), torch.randint(0, 2**62, (12,))
+    options = {"mask_token_id": 8, "append_own": True, "temperature": 1.0}
+    together = score_tokens(hidden, head, targets, draw_keys=keys, **options).own
+    order = torch.randperm(12)
+    apart = score_tokens(hidden[order], head, targets, draw_keys=keys[order], chunk_tokens=5, **options).own
+    assert torch.equal(apart, together[order])
+    assert not torch.equal(together, score_tokens(hidden, head, targets, draw_keys=keys + 1, **options).own)

@@ -152,6 +152,7 @@ def corrupt(
         targets=row.response_ids[hidden],
         ranks=ranks[hidden],
         weights=weights[hidden],
+        draw_keys=rng.integers(0, 2**63, size=int(hidden.sum())),
     )
 
 

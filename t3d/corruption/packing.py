@@ -110,6 +110,7 @@ def _loss_tokens(examples: Sequence[NoisyExample], block_size: int, num_examples
         targets=torch.from_numpy(np.concatenate([example.targets for example in examples])),
         ranks=torch.from_numpy(np.concatenate([example.ranks for example in examples])),
         weights=torch.from_numpy(np.concatenate([example.weights for example in examples]).astype(np.float32)),
+        draw_keys=torch.from_numpy(np.concatenate([example.draw_keys for example in examples])),
         example=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
         num_examples=len(examples),
         num_examples_in_step=num_examples_in_step,

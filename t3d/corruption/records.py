@@ -60,6 +60,7 @@ class NoisyExample:
         targets: int64 [M] the clean tokens there.
         ranks: int64 [M] 0-based order of reveal inside the token's block.
         weights: float64 [M] what the corruption asks each token to weigh (1, or the NELBO's 1 / (t L)).
+        draw_keys: int64 [M] what a draw of another token in that place depends on (`t3d.noise`).
     """
 
     row_id: str
@@ -70,6 +71,7 @@ class NoisyExample:
     targets: IntArray
     ranks: IntArray
     weights: NDArray[np.float64]
+    draw_keys: IntArray
 
     @property
     def num_tokens(self) -> int:
@@ -85,6 +87,7 @@ class LossTokens:
         targets: int64 [M] the clean tokens.
         ranks: int64 [M] 0-based order of reveal inside the token's block.
         weights: float32 [M] the corruption's own weights.
+        draw_keys: int64 [M] what a draw of another token in that place depends on.
         example: int64 [M] which example of the batch a token belongs to, 0 .. num_examples - 1.
         num_examples: examples in this batch.
         num_examples_in_step: examples of the whole optimizer step, over all batches and processes: the denominator.
@@ -94,6 +97,7 @@ class LossTokens:
     targets: Tensor
     ranks: Tensor
     weights: Tensor
+    draw_keys: Tensor
     example: Tensor
     num_examples: int
     num_examples_in_step: int

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t3d.engine.noise import draw_keys
 from t3d.engine.request import Request
 from t3d.engine.rules import RULES
 from t3d.engine.sampling import Candidates, SamplingParams
+from t3d.noise import draw_keys
 from t3d.types import Generation
 
 RULE_NAMES = list(RULES)

@@ -13,12 +13,12 @@ from t3d import models
 from t3d.engine.attention import grouped
 from t3d.engine.batch import Batch
 from t3d.engine.cache import rows_that_fit
-from t3d.engine.noise import derive_seeds
 from t3d.engine.request import Request, check_request
 from t3d.engine.runner import ModelRunner, UncachedRunner, UnfusedRunner
 from t3d.engine.scheduler import Scheduler
 from t3d.errors import RequestError
 from t3d.models import SDARForCausalLM
+from t3d.noise import derive_seeds
 from t3d.types import Decoding, Generation
 
 OnFinish = Callable[[int, Generation], None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from t3d.engine.noise import gumbel_noise
+from t3d.noise import gumbel_noise
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from t3d.errors import RequestError, WorkError
 from t3d.evaluation.results import EvalResult, SettingResult
 
-COLUMNS = ("model", "decoding", "accuracy %", "95% interval", "TPF", "tokens/s", "mean length", "ended by")
+COLUMNS = ("model", "decoding", "acc. %", "95% interval", "TPF", "tokens/s", "length", "end")
 
 
 def _cells(name: str, setting: SettingResult) -> list[str]:
     low, high = setting.interval
-    ended = ", ".join(f"{reason} {count}" for reason, count in sorted(setting.finish_reasons.items()))
+    reasons = sorted(setting.finish_reasons.items())
+    ended = reasons[0][0] if len(reasons) == 1 else ", ".join(f"{reason} {count}" for reason, count in reasons)
     return [
         name,
         setting.label,
         f"{100 * setting.accuracy:.1f}",
-        f"{100 * low:.1f} – {100 * high:.1f}",
+        f"{100 * low:.1f}–{100 * high:.1f}",
         f"{setting.tokens_per_forward:.2f}",
         f"{setting.tokens_per_second:,.0f}",
         f"{setting.mean_length:.1f}",
@@ -31,9 +33,11 @@ def _cells(name: str, setting: SettingResult) -> list[str]:
 def result_table(results: Sequence[EvalResult]) -> Table:
     """Every setting of every model, for the terminal."""
     first = results[0]
-    table = Table(title=f"{first.benchmark}, {first.settings[0].num_problems:,} problems")
+    title = f"{first.benchmark}, {first.settings[0].num_problems:,} problems"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("model", "decoding", "ended by") else "right")
+        is_text = column in ("model", "decoding", "end")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "end")
     for result in results:
         for setting in result.settings:
             table.add_row(*_cells(result.name, setting))

@@ -97,16 +97,8 @@ def _restore(model: SDARForCausalLM, file: Path) -> None:
 
 
 def same_run(file: Path, recipe: dict[str, Any]) -> str | None:
-    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree.
-
-    Raises:
-        RequestError: the file holds no recipe.
-    """
-    try:
-        stored = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: is no recipe of a run; choose another out") from error
-    return _first_difference(stored, recipe)
+    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree."""
+    return _first_difference(json.loads(file.read_text()), recipe)
 
 
 def _first_difference(stored: Any, asked: Any, at: str = "") -> str | None:

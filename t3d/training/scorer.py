@@ -19,8 +19,10 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PackedBatch, targets: Tensor, append_argmax: bool = False) -> TokenScores:
-        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss."""
+    def forward(
+        self, batch: PackedBatch, targets: Tensor, append_own: bool = False, temperature: float = 0.0
+    ) -> TokenScores:
+        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`."""
         mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
         hidden = self.model.model(
             input_ids=batch.input_ids,
@@ -33,20 +35,31 @@ class Scorer(nn.Module):
             self.model.lm_head.weight,
             targets,
             mask_token_id=mask_token_id(self.model.config),
-            append_argmax=append_argmax,
+            append_own=append_own,
+            temperature=temperature,
+            draw_keys=batch.tokens.draw_keys,
         )
 
 
-def score_batch(student: nn.Module, reference: Scorer | None, objective: Objective, batch: PackedBatch) -> Scores:
-    """What an objective needs of one batch: one forward of the student, and one of the reference if it is needed."""
+def score_batch(
+    student: nn.Module,
+    reference: Scorer | None,
+    objective: Objective,
+    batch: PackedBatch,
+    reference_temperature: float = 0.0,
+) -> Scores:
+    """What an objective needs of one batch: one forward of the student, and one of the reference if it is needed.
+
+    The reference's own token, DDO's fake, is its argmax, or a draw at `reference_temperature` keyed by the row's noise.
+    """
     real = batch.tokens.targets[:, None]
     if not objective.needs_reference:
         scored = student(batch, real)
         return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
     assert reference is not None
     with torch.no_grad():
-        judged = reference(batch, real, append_argmax=True)
-    scored = student(batch, torch.stack([batch.tokens.targets, judged.argmax], dim=1))
+        judged = reference(batch, real, append_own=True, temperature=reference_temperature)
+    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1))
     return Scores(
         real=scored.logp[:, 0],
         argmax=scored.argmax,

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from t3d.config import OptimConfig, Recipe
 from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM, load_model, load_tokenizer, save_model
+from t3d.models import SDARForCausalLM, as_device, load_model, load_tokenizer, save_model
 from t3d.models.building import random_model
 from t3d.objectives import build_objective
+from t3d.objectives.base import mean_over_step, mean_per_example
 from t3d.progress import progress
 from t3d.training.checkpoint import Checkpoints
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
@@ -28,8 +29,6 @@ from t3d.training.run_folder import RunFolder
 from t3d.training.scorer import Scorer, score_batch
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": "no", "tf32": "no", "bf16": "bf16"}
 
 
 def train(recipe: Recipe, resume: bool = False) -> SDARForCausalLM:
@@ -48,8 +47,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, resume: bool = False) -> None:
         self.recipe = recipe
         self.objective = build_objective(recipe.objective.name, **recipe.objective.options)
+        as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
         self.accelerator = Accelerator(
-            mixed_precision=PRECISIONS[recipe.precision],
+            mixed_precision="no",  # it would hold for every later run of the process; `_batch_loss` sets its own
             cpu=recipe.device == "cpu",
             step_scheduler_with_optimizer=False,
         )
@@ -118,12 +118,12 @@ class Trainer:
 
     def _batch_loss(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         reference = self.reference.scorer if self.reference is not None else None
-        with self.accelerator.autocast():
-            scores = score_batch(self.student, reference, self.objective, batch)
+        bf16 = self.recipe.precision == "bf16"
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
+            scores = score_batch(self.student, reference, self.objective, batch, self.recipe.reference.temperature)
         loss, metrics = self.objective(scores, batch.tokens)
-        agreement = (scores.argmax == batch.tokens.targets).float()
-        share = batch.tokens.num_examples / batch.tokens.num_examples_in_step
-        return loss, {**metrics, "agreement": agreement.mean().nan_to_num() * share}
+        agreement = mean_per_example((scores.argmax == batch.tokens.targets).float(), batch.tokens)
+        return loss, {**metrics, "agreement": mean_over_step(agreement, batch.tokens)}
 
     def _finite(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         values = {name: float(value) for name, value in metrics.items()}

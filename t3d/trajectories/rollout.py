@@ -12,9 +12,9 @@ from pathlib import Path
 import t3d
 from t3d.engine import Engine
 from t3d.engine.engine import OnFinish
-from t3d.engine.noise import derive_seeds
 from t3d.errors import RequestError
 from t3d.models import model_fingerprint, tokenizer_fingerprint
+from t3d.noise import derive_seeds
 from t3d.progress import progress
 from t3d.trajectories.schema import TrajectoryMeta
 from t3d.trajectories.store import TrajectoryWriter

@@ -1,0 +1,130 @@
+"""The package's shape: imports go one way, files are short, everything public says what it does."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import t3d
+from t3d.corruption import HIDERS
+from t3d.engine.rules import RULES
+from t3d.evaluation import BENCHMARKS
+from t3d.models import FAMILIES
+from t3d.objectives import OBJECTIVES, build_objective
+from t3d.tasks import TASKS
+
+PACKAGE = Path(t3d.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FILE = 320
+
+ORDER = (
+    {"errors", "versions"},
+    {"types", "config", "progress", "noise"},
+    {"models"},
+    {"tasks"},
+    {"engine"},
+    {"trajectories"},
+    {"corruption"},
+    {"objectives"},
+    {"training"},
+    {"evaluation"},
+    {"demo", "cli_options"},
+    {"cli"},
+)
+"""A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""
+LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
+
+
+def part_of(module):
+    """ "t3d.engine.rules.common" -> "engine"."""
+    return module.split(".")[1]
+
+
+def module_of(file):
+    parts = ("t3d", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(file):
+    """Our own modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: write absolute imports"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "t3d" and "." in name)
+
+
+def test_every_part_has_its_place():
+    parts = {part_of(module_of(file)) for file in FILES if file != PACKAGE / "__init__.py"}
+    assert parts == set(LEVEL)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_go_one_way(file):
+    if file == PACKAGE / "__init__.py":
+        assert set(map(part_of, imports_of(file))) == {"types", "engine"}
+        return
+    own = part_of(module_of(file))
+    for name in imports_of(file):
+        part = part_of(name)
+        if part in LEVEL:  # not `from t3d import __version__`
+            assert part == own or LEVEL[part] < LEVEL[own], f"{module_of(file)} imports {name}"
+
+
+@pytest.mark.parametrize("statement", ["import t3d", "import t3d.cli", "from t3d.cli import run; run(['--help'])"])
+def test_help_does_not_wait_for_torch(statement):
+    check = f"{statement}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_files_are_short(file):
+    assert len(file.read_text().splitlines()) <= LONGEST_FILE
+
+
+def public_definitions(body, inside=""):
+    """Public functions, classes and their public methods below a module's or class's body."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield f"{inside}{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body, f"{node.name}.")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_everything_public_says_what_it_does(file):
+    module = ast.parse(file.read_text())
+    assert ast.get_docstring(module) or not module.body
+    silent = [name for name, node in public_definitions(module.body) if not ast.get_docstring(node)]
+    assert silent == []
+
+
+@pytest.mark.parametrize("registry", [RULES, OBJECTIVES, TASKS, BENCHMARKS, HIDERS, FAMILIES])
+def test_registries_name_their_entries(registry):
+    assert registry
+    assert all(name == name.lower() for name in registry)
+
+
+def test_entries_can_be_used():
+    for name in OBJECTIVES:
+        objective = build_objective(name)
+        assert objective.hider in HIDERS
+    for name, benchmark in BENCHMARKS.items():
+        assert benchmark.name == name
+        assert benchmark.task in TASKS
+        assert len(benchmark.prompts(2, seed=0)) == 2
+    for name, task in TASKS.items():
+        assert task.name == name
+    for name, (config_class, model_class) in FAMILIES.items():
+        assert config_class().model_type == name
+        assert model_class.config_class is config_class
+    for function in (*RULES.values(), *HIDERS.values()):
+        assert inspect.isfunction(function)
+        assert function.__doc__
