@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/t3d demo --out t3d-demo
 
 test: $(INSTALLED) lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
