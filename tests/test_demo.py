@@ -40,7 +40,7 @@ def test_demo(small, tmp_path, capfd):
     assert json.loads((out / "training" / "recipe.json").read_text())["seed"] == 3
     assert (out / "training" / "metrics.jsonl").read_text().count("\n") >= 1
     load_model(out / "training" / "model", device="cpu")
-    assert "the same question at 4 tokens per step" in said
+    assert "at 4 tokens per step" in said
     assert "roll out: 32/32" in progress
     assert "train: 2/2" in progress
     assert read_result(out / "teacher.json").model_fingerprint != read_result(out / "student.json").model_fingerprint

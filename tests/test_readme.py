@@ -1,0 +1,57 @@
+"""What the README and the recipes say works as they say it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from t3d.cli import app
+from t3d.config import load_recipe, make_recipe
+from t3d.objectives import build_objective
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_example_runs(capsys):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "#### 31" in said  # 21 - 4 + 14
+    assert said.rstrip().endswith("stop")
+
+
+def test_recipe_example_is_valid():
+    (text,) = blocks("yaml")
+    recipe = make_recipe(yaml.safe_load(text))
+    build_objective(recipe.objective.name, **recipe.objective.options)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_are_valid(file):
+    recipe = load_recipe(file)
+    build_objective(recipe.objective.name, **recipe.objective.options)
+
+
+def test_every_command_that_the_readme_names_exists():
+    named = set(re.findall(r"\bt3d (?!import)([a-z]+)\b", README))
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert known <= named
+    assert named <= known
+
+
+def test_make_targets_of_the_readme_exist():
+    for target in set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)):
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_files_that_the_readme_names_exist():
+    for path in set(re.findall(r"\((docs/[\w./-]+)\)|`(bench/[\w./-]+)`", README)):
+        assert (ROOT / next(filter(None, path))).exists()
