@@ -1,5 +1,7 @@
 """The names that people script against, used as the README shows them."""
 
+from pathlib import Path
+
 import pytest
 
 from t3d import Decoding, Engine
@@ -94,3 +96,13 @@ def test_the_built_in_teacher_is_the_default_and_answers(capsys):
     out, err = capsys.readouterr()
     assert "####" in out
     assert err.endswith("stop]\n")
+
+
+def test_a_folder_without_a_tokenizer_takes_token_ids():
+    """The golden model, unchanged."""
+    engine = Engine.from_pretrained(Path(__file__).parent / "golden" / "A_model", device="cpu")
+    (out,) = engine.generate([[5, 6, 7, 8, 9]], Decoding(max_new_tokens=8))
+    assert len(out.token_ids) == len(out.reveal_steps) > 0
+    assert out.text is None
+    with pytest.raises(RequestError, match="holds no tokenizer"):
+        engine.generate_text(["a"])

@@ -66,9 +66,13 @@ class Engine:
         attention: str = "sdpa",
         max_batch_size: int | None = None,
     ) -> Engine:
-        """Load model and tokenizer by folder, hub id or built-in name (see `t3d.models.load_model`)."""
+        """Load a model by folder, hub id or built-in name (see `t3d.models.load_model`), and the tokenizer beside it.
+
+        A folder without one gives an engine that takes and gives token ids only.
+        """
         model = models.load_model(name, dtype=dtype, device=device, attention=attention)
-        return cls(model, models.load_tokenizer(name), max_batch_size=max_batch_size)
+        tokenizer = models.load_tokenizer(name) if models.has_tokenizer(name) else None
+        return cls(model, tokenizer, max_batch_size=max_batch_size)
 
     def generate_text(
         self,
@@ -83,7 +87,9 @@ class Engine:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered prompts, nothing added."""
         if self.tokenizer is None:
-            raise RequestError("generate_text needs a tokenizer: give one to Engine, or use generate with token ids")
+            raise RequestError(
+                "the model folder holds no tokenizer: save one beside the model, or use Engine.generate with token ids"
+            )
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def check(self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding] | None = None) -> None:

@@ -177,6 +177,12 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         raise RequestError(f"model {name}: no tokenizer can be read there: {_one_line(error)}") from error
 
 
+def has_tokenizer(name: str | Path) -> bool:
+    """False for a model folder without any tokenizer file; a hub id is taken to have one."""
+    folder = Path(resolve_model(name))
+    return not folder.is_dir() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+
+
 def stop_token_ids(model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
     """Every id that ends a response: `generation_config`'s, the config's and the tokenizer's, sorted."""
     found: set[int] = set()

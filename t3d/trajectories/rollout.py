@@ -95,7 +95,7 @@ def rollout(
         WorkError: the disk refuses; what is finished stays.
     """
     if engine.tokenizer is None:
-        raise RequestError("rollout needs an engine with a tokenizer")
+        raise RequestError("the model folder holds no tokenizer: save one beside the model to roll it out")
     if not prompts or samples < 1:
         raise RequestError("rollout needs at least one prompt and one sample of it")
     prompt_ids = engine.encode([prompt.text for prompt in prompts])
