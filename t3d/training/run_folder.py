@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from t3d.config import Recipe
 from t3d.errors import RequestError, WorkError
 from t3d.training.checkpoint import same_run
 from t3d.versions import versions
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE, VERSIONS_FILE, METRICS_FILE = "recipe.json", "versions.json", "metrics.jsonl"
 
@@ -88,13 +92,23 @@ class MetricsLog:
         """Append the metrics of optimizer step `step` (1-based)."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        with self._board_may_fail():
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush everything."""
         self._file.close()
-        self._board.close()
+        with self._board_may_fail():
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _board_may_fail(self) -> Iterator[None]:
+        """The picture is worth no run, and its error must not hide the one that stopped the run."""
+        try:
+            yield
+        except OSError as error:
+            logger.warning("TensorBoard logs are incomplete: %s (metrics.jsonl is not)", error.strerror or error)
 
 
 class NoMetricsLog:
