@@ -151,7 +151,7 @@ def prepared_steps(
     if num_workers == 0:
         yield from (dataset[step] for step in steps)
         return
-    # Plain bytes through the workers' pipe: torch would open a socket for every tensor, which costs more than a step.
+    # Plain bytes through the workers' pipe: torch would open a socket for every tensor of a batch.
     loader = DataLoader(
         dataset, sampler=steps, batch_size=None, num_workers=num_workers, prefetch_factor=4, collate_fn=pickle.dumps
     )
