@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,6 +13,8 @@ from t3d.types import Decoding
 
 if TYPE_CHECKING:
     from t3d.types import Prompt
+
+Number = TypeVar("Number", int, float)
 
 ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
@@ -90,24 +93,20 @@ def words_of(text: str, option: str) -> list[str]:
 
 def numbers_of(text: str, option: str) -> list[float]:
     """Comma-separated numbers, at least one."""
-    words = words_of(text, option)
-    try:
-        return [float(word) for word in words]
-    except ValueError as error:
-        raise _not_numbers(text, option, "numbers") from error
+    return _parsed(text, option, float, "numbers")
 
 
 def integers_of(text: str, option: str) -> list[int]:
     """Comma-separated whole numbers, at least one."""
+    return _parsed(text, option, int, "whole numbers")
+
+
+def _parsed(text: str, option: str, parse: Callable[[str], Number], kind: str) -> list[Number]:
     words = words_of(text, option)
     try:
-        return [int(word) for word in words]
+        return [parse(word) for word in words]
     except ValueError as error:
-        raise _not_numbers(text, option, "whole numbers") from error
-
-
-def _not_numbers(text: str, option: str, kind: str) -> RequestError:
-    return RequestError(f"--{option} {text!r}: write {kind} separated by commas")
+        raise RequestError(f"--{option} {text!r}: write {kind} separated by commas") from error
 
 
 def check_new_folder(path: Path) -> None:

@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 320
 
 ORDER = (
-    {"errors", "versions"},
+    {"errors", "versions", "files"},
     {"types", "config", "progress", "noise"},
     {"models"},
     {"tasks"},

@@ -16,6 +16,5 @@ def wilson_interval(num_right: int, num_problems: int) -> tuple[float, float]:
     centre = (share + Z_95**2 / (2 * num_problems)) / scale
     spread = share * (1 - share) / num_problems + Z_95**2 / (4 * num_problems**2)
     half = Z_95 * math.sqrt(spread) / scale
-    return max(0.0, min(share, centre - half)), min(
-        1.0, max(share, centre + half)
-    )  # rounding must not exclude the share
+    low, high = min(share, centre - half), max(share, centre + half)  # rounding must not exclude the share
+    return max(0.0, low), min(1.0, high)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from t3d.config import Config
 from t3d.errors import RequestError, WorkError
+from t3d.files import write_whole
 
 
 class SettingResult(Config):
@@ -73,13 +73,10 @@ def write_result(result: EvalResult, file: Path) -> None:
     Raises:
         WorkError: the disk refuses.
     """
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
-        os.replace(partial, file)
+        write_whole(file, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise WorkError(f"cannot write {file}: {error.strerror or error}") from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from t3d.config import Recipe
 from t3d.errors import RequestError, WorkError
+from t3d.files import write_whole
 from t3d.training.checkpoint import same_run
 from t3d.versions import versions
 
@@ -42,8 +42,8 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.path / RECIPE_FILE, json.dumps(self._fields, indent=2) + "\n")
-            _replace(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+            write_whole(self.path / RECIPE_FILE, json.dumps(self._fields, indent=2) + "\n")
+            write_whole(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
         except OSError as error:
             raise WorkError(f"out {self.path}: {error.strerror or error}") from error
 
@@ -84,7 +84,7 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int) -> None:
         file = folder / METRICS_FILE
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
-        _replace(file, "".join(kept))
+        write_whole(file, "".join(kept))
         self._file = file.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
@@ -119,18 +119,6 @@ class NoMetricsLog:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or, on a full disk, leave the old one as it was."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def _lines(file: Path) -> list[str]:
