@@ -12,13 +12,16 @@ from typing import Annotated
 import typer
 
 from t3d import __version__
+from t3d.cli_bench import app as bench_app
 from t3d.cli_options import (
+    BackendOption,
     BatchOption,
     BlockOption,
     DeviceOption,
     DtypeOption,
     EntropyOption,
     MaxTokensOption,
+    MemoryOption,
     ModelOption,
     RuleOption,
     SeedOption,
@@ -41,6 +44,7 @@ from t3d.errors import RequestError, WorkError
 from t3d.types import Decoding
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -112,6 +116,8 @@ def rollout(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     batch_size: BatchOption = None,
+    backend: BackendOption = None,
+    memory_gib: MemoryOption = None,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of one file.")] = 1024,
 ) -> None:
     """Decode prompts and write down at which step each token was revealed."""
@@ -122,7 +128,9 @@ def rollout(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
     chosen = prompts_of(prompts, task, split, limit, seed)
-    engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
+    engine = Engine.from_pretrained(
+        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
+    )
     done = roll_out(
         engine,
         chosen,
@@ -173,6 +181,8 @@ def evaluate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     batch_size: BatchOption = None,
+    backend: BackendOption = None,
+    memory_gib: MemoryOption = None,
 ) -> None:
     """Measure accuracy against parallelism, with intervals and every forward counted."""
     from rich.console import Console
@@ -186,7 +196,9 @@ def evaluate(
     thresholds = numbers_of(dynamic, "dynamic") if dynamic else []
     base = Decoding(block_size=block_size, rule=rule_of(rule), temperature=temperature, seed=seed)
     check_new_folder(out)
-    engine = Engine.from_pretrained(model, dtype=dtype, device=device, max_batch_size=batch_size)
+    engine = Engine.from_pretrained(
+        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
+    )
     for each in benchmarks:
         longest = max_new_tokens or each.max_new_tokens
         settings = evaluation.settings_to_try(

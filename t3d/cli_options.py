@@ -20,6 +20,12 @@ ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 BatchOption = Annotated[int | None, typer.Option(help="Requests decoded together; default: what memory allows.")]
+BackendOption = Annotated[
+    str | None, typer.Option(help="continuous or plain; default: continuous on cuda where the model allows it.")
+]
+MemoryOption = Annotated[
+    float | None, typer.Option(min=0.0, help="GiB of the device to use, weights included; default: nine tenths of it.")
+]
 BlockOption = Annotated[int | None, typer.Option(help="Positions decoded together; default: the model's.")]
 StepsOption = Annotated[int | None, typer.Option(help="Forward passes a block; default: one per token.")]
 RuleOption = Annotated[str, typer.Option(help="Which masked tokens a step reveals.")]

@@ -8,6 +8,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    import interpreted_triton  # noqa: F401  before any kernel is defined
+
 from t3d.cli import run
 from t3d.models import load_tokenizer, random_model, save_model
 

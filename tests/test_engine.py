@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t3d.engine import Engine
+from t3d.engine.plain import PlainEngine
 from t3d.engine.rules import RULES
 from t3d.errors import RequestError
 from t3d.models import SDARConfig, SDARForCausalLM
@@ -86,13 +87,16 @@ def assert_same(left, right):
 def test_cached_equals_recomputed(attention):
     model = tiny_model(attention=attention)
     requests = mixed_requests(24)
-    assert_same(Engine(model).generate(*requests), Engine(model, use_cache=False).generate(*requests))
+    assert_same(
+        Engine(model).generate(*requests),
+        Engine(model, backend=PlainEngine(model, use_cache=False)).generate(*requests),
+    )
 
 
 def test_fused_equals_unfused_and_saves_one_forward_per_committed_block(model):
     prompts, decodings, seeds = mixed_requests(24)
     fused = Engine(model).generate(prompts, decodings, seeds)
-    unfused = Engine(model, fused_commit=False).generate(prompts, decodings, seeds)
+    unfused = Engine(model, backend=PlainEngine(model, fused_commit=False)).generate(prompts, decodings, seeds)
     assert_same(fused, unfused)
     for tokens, one, other in zip(prompts, fused, unfused, strict=True):
         first, last = len(tokens) // 4, (len(tokens) + len(one.token_ids) - 1) // 4
@@ -118,7 +122,7 @@ def test_block_sizes_may_differ_in_one_call(model):
     prompts = [prompt(6, seed) for seed in range(4)]
     decodings = [Decoding(block_size=size, max_new_tokens=9) for size in (8, 4, 2, 8)]
     together = Engine(model).generate(prompts, decodings)
-    assert_same(together, Engine(model, use_cache=False).generate(prompts, decodings))
+    assert_same(together, Engine(model, backend=PlainEngine(model, use_cache=False)).generate(prompts, decodings))
     assert [one.prompt_ids for one in together] == prompts
 
 
@@ -170,7 +174,7 @@ def test_any_request(model, prompt_length, block_size, data, rule, temperature, 
     cached = Engine(model).generate(prompts, decoding)
     for generation, prompt_ids in zip(cached, prompts, strict=True):
         check_response(generation, prompt_ids, decoding, block_size)
-    assert_same(cached, Engine(model, use_cache=False).generate(prompts, decoding))
+    assert_same(cached, Engine(model, backend=PlainEngine(model, use_cache=False)).generate(prompts, decoding))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -404,8 +408,8 @@ def test_lower_precision_decodes(model):
 def test_long_batches_split_the_prefill_and_the_logits(model, monkeypatch):
     requests = mixed_requests(20)
     whole = Engine(model).generate(*requests)
-    monkeypatch.setattr("t3d.engine.runner.CPU_PREFILL_TOKENS", 16)
-    monkeypatch.setattr("t3d.engine.runner.LOGITS_PER_CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("t3d.engine.plain.runner.CPU_PREFILL_TOKENS", 16)
+    monkeypatch.setattr("t3d.engine.plain.runner.LOGITS_PER_CHUNK", 3 * VOCAB)
     parts = Engine(model).generate(*requests)
     assert_same(whole, parts)
     assert [one.num_forwards for one in whole] == [one.num_forwards for one in parts]
@@ -421,13 +425,13 @@ def test_cuda_gives_the_tokens_of_the_cpu():
 
 
 def test_memory_decides_the_batch_size(model, monkeypatch):
-    from t3d.engine.cache import rows_that_fit
+    from t3d.engine.plain.cache import rows_that_fit
 
     def rows(positions):
         return rows_that_fit(model.config, positions, torch.float32, torch.device("cpu"))
 
     bytes_per_position = 2 * 2 * 2 * 8 * 4
-    monkeypatch.setattr("t3d.engine.cache.CPU_BUDGET_BYTES", 10 * 100 * bytes_per_position)
+    monkeypatch.setattr("t3d.engine.plain.cache.CPU_BUDGET_BYTES", 10 * 100 * bytes_per_position)
     assert rows(99) == 10
     assert rows(10**6) == 1
     assert rows(0) == 512

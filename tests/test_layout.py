@@ -23,15 +23,16 @@ LONGEST_FILE = 320
 ORDER = (
     {"errors", "versions", "files"},
     {"types", "config", "progress", "noise"},
-    {"models"},
+    {"models", "kernels"},
     {"tasks"},
     {"engine"},
     {"trajectories"},
     {"corruption"},
     {"objectives"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "bench"},
     {"demo", "cli_options"},
+    {"cli_bench"},
     {"cli"},
 )
 """A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""

@@ -1,5 +1,6 @@
 """Block-diffusion decoding: tokens in, tokens out."""
 
 from t3d.engine.engine import Engine
+from t3d.engine.streaming import AsyncEngine
 
-__all__ = ["Engine"]
+__all__ = ["AsyncEngine", "Engine"]

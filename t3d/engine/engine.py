@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from t3d import models
-from t3d.engine.attention import grouped
-from t3d.engine.batch import Batch
-from t3d.engine.cache import rows_that_fit
+from t3d.engine.continuous import ContinuousEngine, why_unsupported
+from t3d.engine.plain import PlainEngine
 from t3d.engine.request import Request, check_request
-from t3d.engine.runner import ModelRunner, UncachedRunner, UnfusedRunner
-from t3d.engine.scheduler import Scheduler
 from t3d.errors import RequestError
 from t3d.models import SDARForCausalLM
 from t3d.noise import derive_seeds
 from t3d.types import Decoding, Generation
 
 OnFinish = Callable[[int, Generation], None]
+
+
+class Backend(Protocol):
+    """What decodes: `PlainEngine` or `ContinuousEngine`."""
+
+    def run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
+        """Decode requests that share a block size; yields each as it finishes."""
+        ...
 
 
 class Engine:
@@ -33,8 +39,8 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         stop_token_ids: Sequence[int] | None = None,
         max_batch_size: int | None = None,
-        fused_commit: bool = True,
-        use_cache: bool = True,
+        backend: str | Backend | None = None,
+        memory_gib: float | None = None,
     ) -> None:
         """Wrap a loaded model.
 
@@ -42,9 +48,11 @@ class Engine:
             model: on the device and in the dtype to run in.
             tokenizer: fills in `Generation.text`; only `generate_text` needs it.
             stop_token_ids: ids that end every response; None takes the model's and the tokenizer's.
-            max_batch_size: requests decoded together; None takes what memory allows, at most 512.
-            fused_commit: False pays a forward more per finished block, for comparison.
-            use_cache: False recomputes whole sequences at every step, for comparison.
+            max_batch_size: requests decoded together; None takes what memory allows, at most 256 (plain: 512).
+            backend: "continuous" (continuous batching, paged cache, CUDA graphs) or "plain" (the reference: the model's
+                own layers, a block of all requests at a time), or one that was made with settings of its own. None is
+                continuous on CUDA where the model allows it, else plain.
+            memory_gib: device memory that the process may hold, weights included; None is nine tenths of what there is.
         """
         if max_batch_size is not None and max_batch_size < 1:
             raise RequestError(f"max_batch_size must be at least 1 (or None), not {max_batch_size}")
@@ -54,8 +62,9 @@ class Engine:
         self.mask_token_id: int = model.config.mask_token_id
         self.tokenizer = tokenizer
         self.stop_token_ids = models.stop_token_ids(model, tokenizer) if stop_token_ids is None else stop_token_ids
-        self.max_batch_size = max_batch_size
-        self._runner_class = UncachedRunner if not use_cache else ModelRunner if fused_commit else UnfusedRunner
+        if backend is None or isinstance(backend, str):
+            backend = _make_backend(backend or default_backend(model), model, max_batch_size, memory_gib)
+        self.backend = backend
 
     @classmethod
     def from_pretrained(
@@ -65,6 +74,8 @@ class Engine:
         device: str | torch.device | None = None,
         attention: str = "sdpa",
         max_batch_size: int | None = None,
+        backend: str | None = None,
+        memory_gib: float | None = None,
     ) -> Engine:
         """Load a model by folder, hub id or built-in name (see `t3d.models.load_model`), and the tokenizer beside it.
 
@@ -72,7 +83,7 @@ class Engine:
         """
         model = models.load_model(name, dtype=dtype, device=device, attention=attention)
         tokenizer = models.load_tokenizer(name) if models.has_tokenizer(name) else None
-        return cls(model, tokenizer, max_batch_size=max_batch_size)
+        return cls(model, tokenizer, max_batch_size=max_batch_size, backend=backend, memory_gib=memory_gib)
 
     def generate_text(
         self,
@@ -122,27 +133,16 @@ class Engine:
         """
         results: dict[int, Generation] = {}
         requests = self._requests(prompts, decoding, seeds)
-        with _eval_mode(self.model), grouped(self.model):
+        with _eval_mode(self.model):
             for block_size in sorted({request.block_size for request in requests}):
                 same_grid = [request for request in requests if request.block_size == block_size]
-                for request, generation in self._run(same_grid):
+                for request, generation in self.backend.run(same_grid):
                     if self.tokenizer is not None:
                         generation.text = self.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
                     results[request.index] = generation
                     if on_finish is not None:
                         on_finish(request.index, generation)
         return [results[index] for index in range(len(requests))]
-
-    def _run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
-        """Decode requests that share a block size; yields each as it finishes."""
-        config = self.model.config
-        longest = max(request.num_positions for request in requests)
-        limit = self.max_batch_size or rows_that_fit(config, longest, self.model.dtype, self.model.device)
-        batch = Batch(requests, min(limit, len(requests)), self.mask_token_id, self.model.device)
-        scheduler = Scheduler(requests, batch)
-        runner = self._runner_class(self.model, batch)
-        while scheduler.has_work:
-            yield from step(scheduler, batch, runner)
 
     def _requests(
         self,
@@ -167,26 +167,22 @@ class Engine:
         ]
 
 
-def step(scheduler: Scheduler, batch: Batch, runner: ModelRunner) -> list[tuple[Request, Generation]]:
-    """Decode one block of every running request: schedule, run, reveal, commit. Returns those that finished."""
-    newcomers = batch.admit(scheduler.next_requests())
-    runner.prefill(newcomers)
+def _make_backend(
+    name: str, model: SDARForCausalLM, max_batch_size: int | None, memory_gib: float | None
+) -> PlainEngine | ContinuousEngine:
+    if name == "plain":
+        return PlainEngine(model, max_batch_size)
+    if name != "continuous":
+        raise RequestError(f"backend {name!r} is unknown: use continuous or plain")
+    reason = why_unsupported(model)
+    if reason is not None:
+        raise RequestError(f"the continuous backend cannot run this model: {reason}; use the plain one")
+    return ContinuousEngine(model, max_batch_size, memory_gib)
 
-    slots = batch.running()
-    step_in_block = 0
-    while len(slots) > 0:
-        is_masked = batch.block_is_masked(slots)
-        candidates = runner.denoise(slots, is_masked)
-        batch.reveal(slots, is_masked, candidates, step_in_block)
-        slots = batch.unfinished(slots)
-        step_in_block += 1
 
-    over = batch.advance()
-    finished = list(zip([batch.requests[slot] for slot in over.tolist()], batch.generations(over), strict=True))
-    runner.clear(over[batch.has_failed[over]])
-    runner.move(*batch.release(over))
-    runner.commit(batch.running())
-    return finished
+def default_backend(model: SDARForCausalLM) -> str:
+    """The faster backend for a model where it lies."""
+    return "continuous" if model.device.type == "cuda" and why_unsupported(model) is None else "plain"
 
 
 @contextmanager

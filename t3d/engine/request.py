@@ -91,6 +91,8 @@ class Request:
 
     def _cut(self, token_ids: list[int]) -> tuple[int, FinishReason]:
         limit = self.decoding.max_new_tokens
+        if self.stop_token_ids.isdisjoint(token_ids):
+            return limit, "length"
         for place, token_id in enumerate(token_ids[:limit]):
             if token_id in self.stop_token_ids:
                 return place + 1, "stop"

@@ -23,17 +23,22 @@ class SamplingParams:
         top_k: int64 [M]; 0 keeps all.
         top_p: float32 [M]; 1 keeps all.
         keys: int64 [M] from `draw_keys`, the draw's randomness.
+        has_draws, has_filters: whether any temperature is above 0, and any top-k or top-p on. None looks at the
+            tensors, which waits for the device.
     """
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
     keys: Tensor
+    has_draws: bool | None = None
+    has_filters: bool | None = None
 
     def slice(self, start: int, stop: int) -> SamplingParams:
         """Those of positions start .. stop-1."""
         part = slice(start, stop)
-        return SamplingParams(self.temperature[part], self.top_k[part], self.top_p[part], self.keys[part])
+        columns = (self.temperature[part], self.top_k[part], self.top_p[part], self.keys[part])
+        return SamplingParams(*columns, self.has_draws, self.has_filters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +88,15 @@ def filtered_log_probs(logits: Tensor, params: SamplingParams, mask_token_id: in
     Returns:
         float32 [M, V], -inf for what was filtered out and for the mask token.
     """
-    logits = logits.float().index_fill(1, torch.tensor([mask_token_id], device=logits.device), -torch.inf)
+    logits = logits.float().index_fill(1, torch.full((1,), mask_token_id, device=logits.device), -torch.inf)
     logits -= logits.amax(dim=-1, keepdim=True)  # so that a tiny temperature cannot overflow the best token
     is_greedy = params.temperature == 0
     logits /= params.temperature.masked_fill(is_greedy, 1.0)[:, None]
     top_k, top_p = params.top_k.masked_fill(is_greedy, 0), params.top_p.masked_fill(is_greedy, 1.0)
-    if bool(((top_k > 0) | (top_p < 1)).any()):
+    has_filters = params.has_filters
+    if has_filters is None:
+        has_filters = bool(((top_k > 0) | (top_p < 1)).any())
+    if has_filters:
         logits = _keep_likeliest(logits, top_k, top_p)
     return logits.log_softmax(dim=-1)
 
@@ -107,6 +115,11 @@ def _keep_likeliest(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 def _race(log_probs: Tensor, params: SamplingParams) -> Tensor:
     """Scores whose argmax is the drawn token: Gumbel-max, or the plain log-probabilities where greedy. [M, V]."""
     is_drawn = params.temperature > 0
+    if params.has_draws is not None:
+        if not params.has_draws:
+            return log_probs
+        noise = gumbel_noise(params.keys, log_probs.shape[-1])
+        return torch.where(is_drawn[:, None], log_probs + noise, log_probs)
     if not bool(is_drawn.any()):
         return log_probs
     if bool(is_drawn.all()):

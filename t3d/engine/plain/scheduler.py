@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from t3d.engine.batch import Batch
+from t3d.engine.plain.batch import Batch
 from t3d.engine.request import Request
 
 

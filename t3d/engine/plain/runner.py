@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t3d.engine.attention import decoding_mask
-from t3d.engine.batch import Batch
-from t3d.engine.cache import KVCache
+from t3d.engine.plain.attention import decoding_mask
+from t3d.engine.plain.batch import Batch
+from t3d.engine.plain.cache import KVCache
 from t3d.engine.sampling import Candidates, draw_candidates
 from t3d.models import SDARForCausalLM
 

@@ -1,0 +1,80 @@
+"""Run a plan: build the model, measure each number of requests with each setting, write every row down at once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from t3d.bench.batches import BatchBench
+from t3d.bench.ceilings import measure_ceilings
+from t3d.bench.plan import Plan
+from t3d.bench.report import ResultFile, Row, make_row
+from t3d.bench.roofline import model_facts
+from t3d.bench.shapes import build_model
+from t3d.bench.sustained import NUM_PARTS, QueueBench
+from t3d.bench.timing import OnStretch, Stretch
+from t3d.models import SDARForCausalLM
+from t3d.progress import progress
+from t3d.types import Decoding
+
+
+def bench_rollout(plan: Plan, device: torch.device, dtype: torch.dtype, file: Path, command: str) -> list[Row]:
+    """Measure what a plan says.
+
+    Args:
+        plan: what.
+        device: where.
+        dtype: of weights and activations.
+        file: JSON file to write, in a folder that exists.
+        command: exact, for the file.
+
+    Returns:
+        the rows, in the order of the plan.
+
+    Raises:
+        RequestError: a plan that cannot be run, or that memory does not allow.
+        WorkError: an answer of the wrong length, a queue that ran dry, or a disk that refuses; finished rows stay.
+    """
+    config = plan.check()
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        result = ResultFile(file, command, device, dtype, measure_ceilings(device, dtype))
+        model, facts = build_model(config, device, dtype, plan.seed), model_facts(config, dtype)
+        num_stretches = 1 + (NUM_PARTS if plan.queue else plan.repeats)
+        total = num_stretches * len(plan.concurrencies) * len(plan.decodings)
+        with progress(f"bench {plan.shape}", total, "runs") as bar:
+            for concurrency in plan.concurrencies:
+
+                def report(stretch: Stretch, concurrency: int = concurrency) -> None:
+                    bar.advance(1, requests=concurrency, **{"tokens/s": f"{stretch.tokens_per_second:,.0f}"})
+
+                for decoding, stretches in _measured(plan, model, concurrency, report):
+                    result.add(make_row(plan, concurrency, decoding, stretches, facts, result.ceilings, device))
+    return result.rows
+
+
+def _measured(
+    plan: Plan, model: SDARForCausalLM, concurrency: int, report: OnStretch
+) -> Iterator[tuple[Decoding, list[Stretch]]]:
+    """Each setting and what was timed, for one number of requests."""
+    _free_memory(model.device)
+    if plan.queue is not None:
+        queue_bench = QueueBench(model, plan, plan.queue, concurrency)
+        for decoding in plan.decodings:
+            yield decoding, queue_bench.measure(decoding, report)
+            _free_memory(model.device)
+        return
+    batch_bench = BatchBench(model, plan, concurrency)
+    for decoding in plan.decodings:
+        yield decoding, batch_bench.measure(decoding, report)
+
+
+def _free_memory(device: torch.device) -> None:
+    """Let go of the engine before, so that the next finds its memory and the peak is the next one's own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,164 @@
+"""The transformer over a flat list of tokens whose keys and values lie in pages: Qwen3's arithmetic, fewer kernels.
+
+The weights are the model's own. Those that are used together (q, k, v; gate, up) are laid behind each other once, and
+the model's parameters become views of that, so that nothing is held twice and training or loading the model still
+reaches them.
+
+Shape legend: N tokens, K hidden size, G query heads a key-value head, H key-value heads, D head dimension, I
+intermediate size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from t3d.engine.continuous.pages import PagedCache
+from t3d.kernels.ops import Attention, Ops
+from t3d.models import SDARForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer's parameters, as the kernels take them.
+
+    Attributes:
+        input_norm, post_norm: [K].
+        q_norm, k_norm: [D].
+        qkv: [(G * H + 2 * H) * D, K].
+        output: [K, G * H * D].
+        gate_up: [2 * I, K] gate first.
+        down: [K, I].
+    """
+
+    input_norm: Tensor
+    qkv: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    output: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def why_unsupported(model: SDARForCausalLM) -> str | None:
+    """What keeps a model from being decoded here, or None; the plain engine runs whatever transformers runs."""
+    config = model.config
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}, not silu"
+    if getattr(config, "use_sliding_window", False):
+        return "it has sliding-window attention"
+    for layer in model.model.layers:
+        if type(layer) is not Qwen3DecoderLayer:
+            return f"its layers are {type(layer).__name__}"
+        for name, module in layer.named_modules():
+            if name.endswith("_proj") and (type(module) is not nn.Linear or module.bias is not None):
+                return f"{name} is not a plain linear layer without bias"
+    return None
+
+
+class Decoder:
+    """A model's layers and head over paged keys and values.
+
+    Args:
+        model: one that `why_unsupported` has nothing against.
+        cache: where keys and values go.
+        ops: the kernels.
+        max_positions: of any request.
+    """
+
+    def __init__(self, model: SDARForCausalLM, cache: PagedCache, ops: Ops, max_positions: int) -> None:
+        config = model.config
+        self._cache = cache
+        self._ops = ops
+        self._eps = config.rms_norm_eps
+        with torch.inference_mode(False):  # the model's parameters have to stay trainable
+            self._layers = [_layer_weights(layer) for layer in model.model.layers]
+        self._embedding = model.model.embed_tokens.weight
+        self._final_norm = model.model.norm.weight
+        self._head = model.lm_head.weight
+        positions = torch.arange(max_positions, device=model.device)[None]
+        cos, sin = model.model.rotary_emb(torch.empty((), dtype=torch.float32, device=model.device), positions)
+        half = config.head_dim // 2  # the second half repeats the first
+        self._cos, self._sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+    def hidden(self, tokens: Tensor, positions: Tensor, places: Tensor, attention: Attention) -> Tensor:
+        """Run all layers and store keys and values.
+
+        Args:
+            tokens: int64 [N].
+            positions: int32 [N].
+            places: int32 [N] page * PAGE_SIZE + offset.
+            attention: who attends to what.
+
+        Returns:
+            float [N, K], before the final norm.
+        """
+        return self._run(tokens, positions, places, attention, only_store=False)
+
+    def store(self, tokens: Tensor, positions: Tensor, places: Tensor, attention: Attention) -> None:
+        """`hidden` for tokens that only later ones need: stops at the last layer's keys and values."""
+        self._run(tokens, positions, places, attention, only_store=True)
+
+    def _run(self, tokens: Tensor, positions: Tensor, places: Tensor, attention: Attention, only_store: bool) -> Tensor:
+        ops, eps = self._ops, self._eps
+        residual = self._embedding[tokens]
+        normed = ops.norm(residual, self._layers[0].input_norm, eps, len(self._layers[0].qkv))
+        for index, layer in enumerate(self._layers):
+            is_last = index == len(self._layers) - 1
+            keys, values = self._cache.keys[index], self._cache.values[index]
+            qkv = ops.linear(normed, layer.qkv, eps)
+            query = ops.rope_and_store(
+                qkv, layer.q_norm, layer.k_norm, eps, self._cos, self._sin, positions, places, keys, values
+            )
+            if only_store and is_last:
+                break
+            attended = ops.attend(query, keys, values, self._cache.table, attention)
+            normed = ops.linear_add_norm_(residual, attended, layer.output, layer.post_norm, eps, len(layer.gate_up))
+            gated = ops.gated_linear(normed, layer.gate_up, eps)
+            if is_last:
+                ops.linear_add_(residual, gated, layer.down)
+                break
+            following = self._layers[index + 1]
+            normed = ops.linear_add_norm_(residual, gated, layer.down, following.input_norm, eps, len(following.qkv))
+        return residual
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The final norm and the LM head: float [M, K] -> [M, vocabulary]."""
+        normed = self._ops.norm(hidden, self._final_norm, self._eps, len(self._head))
+        return self._ops.linear(normed, self._head, self._eps)
+
+
+def _layer_weights(layer: Qwen3DecoderLayer) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    return LayerWeights(
+        input_norm=layer.input_layernorm.weight,
+        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=attention.q_norm.weight,
+        k_norm=attention.k_norm.weight,
+        output=attention.o_proj.weight,
+        post_norm=layer.post_attention_layernorm.weight,
+        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj.weight,
+    )
+
+
+def _joined(*linears: nn.Linear) -> Tensor:
+    """The weights of several layers as one tensor, of which they become views (they stay so when joined again)."""
+    weights = [linear.weight.data for linear in linears]
+    rows, width = [len(weight) for weight in weights], weights[0].shape[1]
+    if _lie_behind_each_other(weights):
+        return weights[0].as_strided((sum(rows), width), (width, 1))
+    joined = torch.cat(weights)
+    for linear, part in zip(linears, joined.split(rows), strict=True):
+        linear.weight.data = part
+    return joined
+
+
+def _lie_behind_each_other(weights: list[Tensor]) -> bool:
+    ends = [weight.data_ptr() + weight.numel() * weight.element_size() for weight in weights]
+    same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    return same_storage and all(end == weight.data_ptr() for end, weight in zip(ends, weights[1:], strict=False))

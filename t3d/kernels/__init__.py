@@ -1,0 +1,1 @@
+"""Triton kernels of decoding, each beside plain torch that means the same."""
