@@ -90,7 +90,7 @@ def compare(fast: list[Generation], plain: list[Generation]) -> dict[str, float]
         "same_tokens": sum(token == expected for token, expected in tokens) / len(tokens),
         "first_differences": len(gaps),
         "median_gap_nats": float(np.median(gaps)) if gaps else 0.0,
-        "largest_gap_nats": max(gaps, default=0.0),
+        "largest_gap_nats": float(max(gaps, default=0.0)),
     }
 
 
