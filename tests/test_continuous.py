@@ -22,9 +22,13 @@ torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(max_positions=512).to(DEVICE)
+HEAD_DIMS = {"torch kernels": 8, "triton kernels": 16} if DEVICE == "cuda" else {"torch kernels": 8}
+"""Triton's kernels take heads of 16 and more; on the CPU everything is plain torch."""
+
+
+@pytest.fixture(scope="module", params=HEAD_DIMS.values(), ids=HEAD_DIMS.keys())
+def model(request):
+    return tiny_model(max_positions=512, head_dim=request.param).to(DEVICE)
 
 
 def checked(model, prompts, decodings, seeds):
@@ -111,8 +115,9 @@ def test_a_swapped_out_request_goes_on_as_if_nothing_had_happened(model):
     together = drained(core, sequences)
     assert core.counters.num_preemptions > 0
     assert [len(one.token_ids) for one in together] == [200, 200]
-    for one, other in zip(alone, together, strict=True):
-        assert one == other
+    assert_same(together, alone)
+    if DEVICE == "cpu":  # a GPU's kernels round differently in batches of other sizes
+        assert together == alone
 
 
 def started(model, requests, **options):
@@ -209,16 +214,16 @@ def test_a_request_that_can_never_fit_is_refused(model):
 
 
 def test_a_request_that_fails_leaves_the_others_alone(model):
-    prompts, decodings, seeds = mixed_requests(12)
-    prompts = [[token if token != 5 else 6 for token in tokens] for tokens in prompts]
-    expected = Engine(model, backend="continuous").generate(prompts, decodings, seeds)
-    broken = tiny_model(max_positions=512).to(DEVICE)
+    requests = mixed_requests(5)
+    expected = Engine(model, backend="continuous").generate(*requests)
+    used = {token for one in expected for token in (*one.prompt_ids, *one.token_ids)}
+    unused = min(set(range(2, MASK)) - used)
+    broken = tiny_model(max_positions=512, head_dim=model.config.head_dim).to(DEVICE)
     with torch.no_grad():
-        broken.model.embed_tokens.weight[5] = torch.nan
-    if broken.config.tie_word_embeddings:
-        pytest.skip("the head would be broken too")
+        broken.model.embed_tokens.weight[unused] = torch.nan
+    prompts, decodings, seeds = requests
     results = Engine(broken, backend="continuous").generate(
-        [*prompts, [5, 7]], [*decodings, Decoding(max_new_tokens=8)], [*seeds, 0]
+        [*prompts, [unused, unused]], [*decodings, Decoding(max_new_tokens=8)], [*seeds, 0]
     )
     assert results[-1].finish_reason == "error"
     assert_same(results[:-1], expected)

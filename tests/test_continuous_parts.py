@@ -89,7 +89,7 @@ def test_rounded_shapes_hold_what_was_asked_for_and_are_few(limit, block_size, d
 
 def test_the_forecast_of_fixed_quotas_is_what_happens():
     """Room exactly as forecast: every row takes part in every step, and its phase is the one that was foreseen."""
-    model = tiny_model(max_positions=512).to(DEVICE)
+    model = tiny_model(max_positions=512, head_dim=16).to(DEVICE)
     prompts, decodings, seeds = mixed_requests(24)
     static = [Decoding(steps_per_block=one.steps_per_block, max_new_tokens=one.max_new_tokens) for one in decodings]
     core, _ = started(model, checked(model, prompts, static, seeds), num_slots=6)
@@ -114,7 +114,7 @@ def test_the_forecast_of_fixed_quotas_is_what_happens():
 
 def test_room_that_is_short_costs_a_wait_and_no_token():
     """A forecast that promises too little: rows wait their turn, and the responses are the same."""
-    model = tiny_model(max_positions=512).to(DEVICE)
+    model = tiny_model(max_positions=512, head_dim=16).to(DEVICE)
     requests = checked(model, *mixed_requests(20))
     core, sequences = started(model, requests)
     expected = drained(core, sequences)
@@ -134,7 +134,7 @@ def test_room_that_is_short_costs_a_wait_and_no_token():
 
 def test_a_large_batch_lets_several_in_at_once():
     """128 slots: the next two enter together, and the last one need not wait for a second."""
-    model = tiny_model(max_positions=512).to(DEVICE)
+    model = tiny_model(max_positions=512, head_dim=16).to(DEVICE)
     count = 131
     lengths = [4 * (1 + index % 30) for index in range(count)]
     prompts = [prompt(8, seed=index) for index in range(count)]

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 VOCAB, MASK, EOS = 40, 39, 1
 
 
-def tiny_model(block_size=4, attention="sdpa", max_positions=128, seed=0):
+def tiny_model(block_size=4, attention="sdpa", max_positions=128, seed=0, head_dim=8):
     torch.manual_seed(seed)
     config = SDARConfig(
         vocab_size=VOCAB,
@@ -29,7 +29,7 @@ def tiny_model(block_size=4, attention="sdpa", max_positions=128, seed=0):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=head_dim,
         mask_token_id=MASK,
         block_size=block_size,
         eos_token_id=EOS,

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(max_positions=512).to(DEVICE)
+    return tiny_model(max_positions=512, head_dim=16).to(DEVICE)
 
 
 @pytest.fixture

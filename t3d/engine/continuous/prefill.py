@@ -77,15 +77,15 @@ class Prefill:
         columns = np.stack(
             [np.concatenate([span.tokens for span in spans]), np.concatenate(positions), np.concatenate(places)]
         )
-        num_pages = num_pages_for(int(columns[1].max()) + 1)
         num_tokens = columns.shape[1]
         size = next((size for size in GRAPH_TOKENS if size >= num_tokens), None)
         if self._graphs is None or size is None:
             inputs = torch.from_numpy(_packed(columns, tiles, num_tokens, len(tiles)))
-            self._store(self._sent(inputs), num_tokens, num_pages)
+            self._store(self._sent(inputs), num_tokens, num_pages_for(int(columns[1].max()) + 1))
             return
         inputs = torch.from_numpy(_packed(columns, tiles, size, self._num_tiles(size)))
         self._static_inputs(size).copy_(inputs.pin_memory(), non_blocking=True)
+        num_pages = self._cache.table.shape[1]  # a graph has to do for all contexts
         self._graphs.replay(("prefill", size), lambda: self._store(self._static_inputs(size), size, num_pages))
 
     def _num_tiles(self, size: int) -> int:
