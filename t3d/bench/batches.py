@@ -20,20 +20,20 @@ from t3d.types import Decoding, Generation
 
 
 class FirstBlocks(ContinuousEngine):
-    """The continuous engine, noting when each request's first block becomes known."""
+    """The continuous engine, noting when each request's first block becomes known.
 
-    times: dict[int, float]
-    """Arrival -> `time.perf_counter()`, of the latest run."""
+    Attributes:
+        times: arrival -> `time.perf_counter()`, of the latest run.
+    """
+
+    def __init__(self, model: SDARForCausalLM, max_batch_size: int, memory_gib: float | None) -> None:
+        super().__init__(model, max_batch_size, memory_gib, on_block=self._note)
+        self.times: dict[int, float] = {}
 
     def run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
         """As `ContinuousEngine.run`."""
         self.times = {}
-        core = self.core_for(requests)
-        for arrival, request in enumerate(requests):
-            core.submit(Sequence(request, arrival, on_block=self._note))
-        while core.has_work:
-            for sequence in core.step():
-                yield sequence.request, sequence.generation()
+        return super().run(requests)
 
     def _note(self, sequence: Sequence) -> None:
         self.times[sequence.arrival] = time.perf_counter()

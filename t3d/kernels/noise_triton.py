@@ -41,15 +41,21 @@ def log2_noise(key: tl.tensor, block: tl.tensor, SHAPE: tl.constexpr) -> tl.tens
 
 
 @triton.jit
+def mix(value: tl.tensor) -> tl.tensor:
+    """SplitMix64's finalizer of uint64, whose shifts are logical."""
+    value = (value ^ (value >> 30)) * _MIX_1
+    value = (value ^ (value >> 27)) * _MIX_2
+    return value ^ (value >> 31)
+
+
+@triton.jit
 def exponential_noise(counters: tl.tensor) -> tl.tensor:
     """exp(-g) of `gumbel_noise`'s g from key + (token id + 1) * gamma in wrapping uint64. float32, same shape, above 0.
 
     With u the hash as a fraction, it is -log(1 - u): by a polynomial below a quarter, where u keeps all its digits, and
     by the logarithm above, where 1 - u is exact.
     """
-    value = (counters ^ (counters >> 30)) * _MIX_1  # SplitMix64's finalizer; shifts of uint64 are logical
-    value = (value ^ (value >> 27)) * _MIX_2
-    value = value ^ (value >> 31)
+    value = mix(counters)
     high = (value >> 32).to(tl.uint32)
     low = value.to(tl.uint32) | 2  # u is never 0
     # Signed is right where it matters, and faster: the compiler makes a slow conversion of 64 bits of the other.

@@ -90,6 +90,8 @@ class Ops(Protocol):
 class TorchOps:
     """Plain torch, for any device and dtype. What the methods mean: `Ops`."""
 
+    rope_and_store = staticmethod(rope_and_store_reference)
+
     def norm(self, x: Tensor, weight: Tensor, eps: float, num_outputs: int) -> Normed:
         """See `Ops`."""
         return rms_norm(x, weight, eps)
@@ -113,24 +115,6 @@ class TorchOps:
     def linear_add_(self, residual: Tensor, x: Tensor, weight: Tensor) -> None:
         """See `Ops`."""
         residual.addmm_(x, weight.t())
-
-    def rope_and_store(
-        self,
-        qkv: Tensor,
-        q_norm_weight: Tensor,
-        k_norm_weight: Tensor,
-        eps: float,
-        cos: Tensor,
-        sin: Tensor,
-        positions: Tensor,
-        places: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:
-        """See `Ops`."""
-        return rope_and_store_reference(
-            qkv, q_norm_weight, k_norm_weight, eps, cos, sin, positions, places, keys, values
-        )
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, attention: Attention) -> Tensor:
         """See `Ops`."""

@@ -29,6 +29,8 @@ class TritonOps:
         num_sms: its streaming multiprocessors.
     """
 
+    rope_and_store = staticmethod(rope_and_store)
+
     def __init__(self, decode_half: int, group: int, head_dim: int, device: torch.device, num_sms: int) -> None:
         self._workspace = AttentionWorkspace(decode_half, group, head_dim, device, num_sms)
 
@@ -65,22 +67,6 @@ class TritonOps:
             linear_add_(residual, x, weight)
         else:
             residual.addmm_(x, weight.t())
-
-    def rope_and_store(
-        self,
-        qkv: Tensor,
-        q_norm_weight: Tensor,
-        k_norm_weight: Tensor,
-        eps: float,
-        cos: Tensor,
-        sin: Tensor,
-        positions: Tensor,
-        places: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:
-        """See `Ops`."""
-        return rope_and_store(qkv, q_norm_weight, k_norm_weight, eps, cos, sin, positions, places, keys, values)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, attention: Attention) -> Tensor:
         """See `Ops`."""

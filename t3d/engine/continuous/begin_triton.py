@@ -14,6 +14,7 @@ from torch import Tensor
 
 from t3d.engine.continuous.state import Field, State
 from t3d.engine.continuous.steps import Work
+from t3d.kernels.noise_triton import GAMMA, mix
 
 _SEED = tl.constexpr(int(Field.SEED))
 _IS_RUNNING = tl.constexpr(int(Field.IS_RUNNING))
@@ -21,10 +22,6 @@ _BLOCK_START = tl.constexpr(int(Field.BLOCK_START))
 _NUM_STEPS = tl.constexpr(int(Field.NUM_STEPS))
 _HAS_UNCOMMITTED = tl.constexpr(int(Field.HAS_UNCOMMITTED))
 _NUM_FIELDS = tl.constexpr(len(Field))
-
-_GAMMA = tl.constexpr(0x9E3779B97F4A7C15)  # as in t3d/noise.py
-_MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
-_MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
 _MIN_LANES = 16  # of a power-of-two extent
 _CELLS_AT_ONCE = 4096  # of [rows, positions] that a program of `begin` reads at once
@@ -216,14 +213,6 @@ def _admit(
 @triton.jit
 def _draw_key(seed: tl.tensor, position: tl.tensor, step: tl.tensor) -> tl.tensor:
     """`t3d.noise.draw_keys` of int64 tensors that broadcast; uint64 inside, for its shifts are logical."""
-    key = _mix(seed.to(tl.uint64) + _GAMMA)
-    key = _mix(key + (position + 1).to(tl.uint64) * _GAMMA)
-    return _mix(key + (step + 1).to(tl.uint64) * _GAMMA).to(tl.int64)
-
-
-@triton.jit
-def _mix(value: tl.tensor) -> tl.tensor:
-    """SplitMix64's finalizer of uint64."""
-    value = (value ^ (value >> 30)) * _MIX_1
-    value = (value ^ (value >> 27)) * _MIX_2
-    return value ^ (value >> 31)
+    key = mix(seed.to(tl.uint64) + GAMMA)
+    key = mix(key + (position + 1).to(tl.uint64) * GAMMA)
+    return mix(key + (step + 1).to(tl.uint64) * GAMMA).to(tl.int64)

@@ -166,6 +166,7 @@ class Core:
             self._cache.write(sequence.pages, sequence.swapped.keys_and_values)
             self._start([sequence], [sequence.swapped.row])
             sequence.swapped = None
+            self._scheduler.publish(sequence)
             return
         self.counters.num_shared_tokens += sequence.num_prefilled
         if sequence.is_prefilled:
@@ -183,7 +184,7 @@ class Core:
     def _prefill(self) -> None:
         """Store one chunk of the prompts that wait for it, the oldest first."""
         room = max(self._block_size, self.budget.prefill_tokens // self._block_size * self._block_size)
-        spans, complete = [], []
+        spans, stored = [], []
         for sequence in self._scheduler.prefilling():
             if room <= 0:
                 break
@@ -192,15 +193,15 @@ class Core:
             spans.append(Span(_slot(sequence), start, np.asarray(sequence.request.prompt_ids[start:stop])))
             room -= stop - start
             sequence.num_prefilled = stop
-            if sequence.is_prefilled:
-                complete.append(sequence)
+            stored.append(sequence)
         if spans:
             self._cache.send()
             self._runner.prefill(spans)
             self.counters.num_prefills += 1
             self.counters.num_prefill_tokens += sum(len(span.tokens) for span in spans)
-            for sequence in self._scheduler.running.values():
+            for sequence in stored:
                 self._scheduler.publish(sequence)
+        complete = [sequence for sequence in stored if sequence.is_prefilled]
         self._start(complete, [self._state.new_row(sequence.request) for sequence in complete])
 
     # --- memory ---

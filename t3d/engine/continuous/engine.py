@@ -8,7 +8,7 @@ from dataclasses import asdict
 from t3d.engine.continuous.core import Core
 from t3d.engine.continuous.counters import Counters
 from t3d.engine.continuous.memory import MAX_SLOTS, PREFILL_TOKENS, plan_budget
-from t3d.engine.continuous.sequence import Sequence
+from t3d.engine.continuous.sequence import OnBlock, Sequence
 from t3d.engine.request import Request
 from t3d.models import SDARForCausalLM
 from t3d.types import Generation
@@ -26,6 +26,7 @@ class ContinuousEngine:
         memory_gib: that the process may hold on the device, weights included; None is nine tenths of what is there for
             it.
         prefill_tokens: prompt tokens of one forward between two steps: more is faster, less keeps streams smooth.
+        on_block: called after each finished block of a request.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class ContinuousEngine:
         max_batch_size: int | None = None,
         memory_gib: float | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
+        on_block: OnBlock | None = None,
     ) -> None:
         self._model = model
         self._max_batch_size = max_batch_size
         self._memory_gib = memory_gib
         self._prefill_tokens = prefill_tokens
+        self._on_block = on_block
         self._core: Core | None = None
 
     @property
@@ -50,7 +53,7 @@ class ContinuousEngine:
         """Decode requests that share a block size; yields each as it finishes."""
         core = self.core_for(requests)
         for arrival, request in enumerate(requests):
-            core.submit(Sequence(request, arrival))
+            core.submit(Sequence(request, arrival, on_block=self._on_block))
         while core.has_work:
             for sequence in core.step():
                 yield sequence.request, sequence.generation()

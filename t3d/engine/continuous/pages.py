@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from t3d.engine.continuous.transfer import sent
+
 PAGE_SIZE = 64
 
 
@@ -156,9 +158,7 @@ class PagedCache:
         slots = sorted(self._unsent)
         self._unsent.clear()
         rows, index = torch.from_numpy(self._rows[slots]), torch.tensor(slots)
-        if self.table.device.type == "cuda":
-            rows, index = (each.pin_memory().to(self.table.device, non_blocking=True) for each in (rows, index))
-        self.table.index_copy_(0, index, rows)
+        self.table.index_copy_(0, sent(index, self.table.device), sent(rows, self.table.device))
 
     def places(self, slot: int, start: int, stop: int) -> np.ndarray:
         """Where positions start .. stop-1 of a slot go: page * PAGE_SIZE + offset, int32."""

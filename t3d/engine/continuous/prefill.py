@@ -11,6 +11,7 @@ from torch import Tensor
 from t3d.engine.continuous.decoder import Decoder
 from t3d.engine.continuous.graphs import Graphs
 from t3d.engine.continuous.pages import PagedCache, num_pages_for
+from t3d.engine.continuous.transfer import sent
 from t3d.kernels.ops import Attention
 
 GRAPH_TOKENS = (64, 128, 256, 512, 1024, 2048)
@@ -81,7 +82,7 @@ class Prefill:
         size = next((size for size in GRAPH_TOKENS if size >= num_tokens), None)
         if self._graphs is None or size is None:
             inputs = torch.from_numpy(_packed(columns, tiles, num_tokens, len(tiles)))
-            self._store(self._sent(inputs), num_tokens, num_pages_for(int(columns[1].max()) + 1))
+            self._store(sent(inputs, self._cache.table.device), num_tokens, num_pages_for(int(columns[1].max()) + 1))
             return
         inputs = torch.from_numpy(_packed(columns, tiles, size, self._num_tiles(size)))
         self._static_inputs(size).copy_(inputs.pin_memory(), non_blocking=True)
@@ -104,10 +105,6 @@ class Prefill:
         tiles = inputs[3 * num_tokens :].view(-1, 5)
         attention = Attention(tiles, self._half, self._block_size, self._scale, num_splits=1, num_pages=num_pages)
         self._decoder.store(tokens.long(), positions, places, attention)
-
-    def _sent(self, inputs: Tensor) -> Tensor:
-        device = self._cache.table.device
-        return inputs.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else inputs
 
 
 def _packed(columns: np.ndarray, tiles: np.ndarray, num_tokens: int, num_tiles: int) -> np.ndarray:

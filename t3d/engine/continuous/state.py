@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from t3d.engine.continuous.transfer import sent
 from t3d.engine.request import Request
 from t3d.engine.rules import RULES
 
@@ -97,9 +98,9 @@ class State:
 
     def write(self, slots: Sequence[int], rows: Sequence[Row]) -> None:
         """Put rows into slots; the copies wait for the steps that are under way, and the host for neither."""
-        index = self._sent(torch.tensor(slots))
+        index = sent(torch.tensor(slots), self.device)
         for column, values in zip(self._columns(), zip(*rows, strict=True), strict=True):
-            column.index_copy_(0, index, self._sent(torch.stack(values)))
+            column.index_copy_(0, index, sent(torch.stack(values), self.device))
 
     def read(self, slot: int) -> Row:
         """A slot's row, on the host. Waits for the steps that are under way."""
@@ -107,7 +108,7 @@ class State:
 
     def stop(self, slots: Sequence[int]) -> None:
         """Let requests run no further."""
-        self.numbers[self._sent(torch.tensor(slots)), Field.IS_RUNNING] = 0
+        self.numbers[sent(torch.tensor(slots), self.device), Field.IS_RUNNING] = 0
 
     def new_row(self, request: Request) -> Row:
         """The row of a request whose prompt has been prefilled."""
@@ -135,11 +136,6 @@ class State:
             torch.zeros(self.block_size, dtype=torch.int64),
             torch.zeros(self.block_size),
         )
-
-    def _sent(self, tensor: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 Row = tuple[Tensor, ...]
