@@ -123,16 +123,16 @@ def test_checkpoint_on_a_full_disk(num_bytes, recipe, tmp_path, monkeypatch, cap
 
 
 def test_final_model_on_a_full_disk(recipe, tmp_path, monkeypatch, capsys):
-    import t3d.training.trainer as trainer
+    import t3d.training.student as student
 
-    save = trainer.save_model
+    save = student.save_model
 
     def full(*args):
         with largest_file(30_000):
             save(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_model", full)
+        patch.setattr(student, "save_model", full)
         assert run(["train", str(recipe)]) == 1
     assert f"model {tmp_path}/run/model: cannot be written" in last_line(capsys)
     assert run(["train", str(recipe), "--resume"]) == 0
@@ -227,17 +227,17 @@ def test_ctrl_c_keeps_finished_shards(model_folder, tmp_path, monkeypatch, capfd
 
 
 def test_ctrl_c_in_training_keeps_checkpoints(recipe, tmp_path, monkeypatch, capfd):
-    from t3d.training.trainer import Trainer
+    from t3d.training.learner import Learner
 
-    train_step = Trainer.train_step
+    step = Learner.step
 
-    def interrupted_in_the_second(self, batches):
-        if self.finished_steps == 1:
+    def interrupted_in_the_second(self, batches, number):
+        if number == 2:
             raise KeyboardInterrupt
-        return train_step(self, batches)
+        return step(self, batches, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted_in_the_second)
+        patch.setattr(Learner, "step", interrupted_in_the_second)
         assert run(["train", str(recipe)]) == 130
     assert "interrupted" in last_line(capfd)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]

@@ -15,7 +15,7 @@ from t3d.corruption.hiding import hide_by_order
 from t3d.models import SDARForCausalLM, load_model
 from t3d.models.attention import as_attention_mask, block_causal_mask, two_copy_mask
 from t3d.objectives import T3D
-from t3d.training.scorer import Scorer, score_batch
+from t3d.training.scorer import Scorer, judge_batch, score_batch
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = json.loads((GOLDEN / "example.json").read_text())
@@ -103,7 +103,7 @@ def test_objective(student, reference, case):
     golden = EXAMPLE["cases"][case]
     _, batch = golden_batch(ratio)
     objective = T3D(alpha=0.5, beta=0.1, path_weight=0.2, path_k=int(k))
-    scores = score_batch(Scorer(student), Scorer(reference), objective, batch)
+    scores = score_batch(Scorer(student), batch, judge_batch(Scorer(reference), batch))
     loss, metrics = objective(scores, batch.tokens)
 
     close = {"abs": TOLERANCE["losses"], "rel": 0}

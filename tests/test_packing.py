@@ -9,9 +9,9 @@ from tiny import noisy_example, noisy_examples, random_row, tiny_model
 
 from t3d.corruption import NoisyExample, pack, pack_in_budget
 from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows
-from t3d.models.attention import CLEAN, NOISY
+from t3d.models.attention import CLEAN, NOISY, two_copy_mask
 from t3d.objectives import OBJECTIVES, build_objective
-from t3d.training.scorer import Scorer, score_batch
+from t3d.training.scorer import Scorer, judge_batch, score_batch
 
 any_speed = settings(deadline=None)
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
@@ -34,7 +34,7 @@ def step_of(batches, name, student, reference):
     student.zero_grad()
     totals = {}
     for batch in batches:
-        scores = score_batch(student, reference if objective.needs_reference else None, objective, batch)
+        scores = score_batch(student, batch, judge_batch(reference, batch) if objective.needs_reference else None)
         loss, metrics = objective(scores, batch.tokens)
         loss.backward()
         for key, value in {"loss": loss.detach(), **metrics}.items():
@@ -137,7 +137,7 @@ def test_an_objective_keeps_its_word(name, student, reference):
     """What every entry of the registry owes: a scalar part of a mean, detached metrics, a hider that exists."""
     objective = build_objective(name)
     batch = pack(noisy_examples(objective.hider), row_tokens=None, block_size=4, num_examples_in_step=7)
-    scores = score_batch(student, reference if objective.needs_reference else None, objective, batch)
+    scores = score_batch(student, batch, judge_batch(reference, batch) if objective.needs_reference else None)
     assert (scores.reference_real is not None) == objective.needs_reference
     loss, metrics = objective(scores, batch.tokens)
     assert loss.shape == ()
@@ -216,3 +216,12 @@ def test_batches_do_not_depend_on_the_order_of_examples(lengths, random):
     left, right = pack_in_budget(examples, **budget), pack_in_budget(shuffled, **budget)
     assert [batch.row_ids for batch in left] == [batch.row_ids for batch in right]
     assert all(torch.equal(one.input_ids, other.input_ids) for one, other in zip(left, right, strict=True))
+
+
+def test_counts_of_a_batch_are_those_of_its_mask():
+    examples = noisy_examples()
+    batch = pack(examples, row_tokens=60, block_size=4, num_examples_in_step=len(examples))
+    mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, 4)
+    real = batch.document_ids != PADDING_DOCUMENT
+    assert batch.num_tokens == real.sum()
+    assert batch.num_pairs == mask[real].sum()

@@ -23,8 +23,10 @@ from t3d.models import load_model, load_tokenizer, model_fingerprint, save_model
 from t3d.objectives import OBJECTIVES
 from t3d.training import Trainer, train
 from t3d.training.checkpoint import Checkpoints
-from t3d.training.reference import Reference
-from t3d.training.trainer import learning_rate_share
+from t3d.training.learner import Learner
+from t3d.training.optimizers import learning_rate_share
+from t3d.training.reference import CopyReference
+from t3d.training.student import Student
 from t3d.trajectories import TrajectoryMeta
 from t3d.types import Trajectory
 
@@ -234,14 +236,14 @@ class Killed(BaseException):
 
 def kill_in_step(monkeypatch, step):
     """The run dies while it computes optimizer step `step` (1-based)."""
-    original = Trainer.train_step
+    original = Learner.step
 
-    def train_step(self, batches):
-        if self.finished_steps + 1 == step:
+    def killed(self, batches, number):
+        if number == step:
             raise Killed
-        return original(self, batches)
+        return original(self, batches, number)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Learner, "step", killed)
 
 
 @pytest.mark.parametrize("step", [2, 5, 7, 12])
@@ -281,11 +283,10 @@ def test_only_the_newest_checkpoints_are_kept(inputs, tmp_path):
 
 
 def test_a_half_written_checkpoint_is_never_taken(inputs, tmp_path, monkeypatch):
-    model = load_model(inputs / "model", device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters())
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     assert checkpoints.newest() is None
-    checkpoints.save(4, model, optimizer, None)
+    checkpoints.save(4, trainer.learner.state())
 
     def killed(*_):
         raise Killed
@@ -293,26 +294,25 @@ def test_a_half_written_checkpoint_is_never_taken(inputs, tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr("torch.save", killed)
         with pytest.raises(Killed):
-            checkpoints.save(8, model, optimizer, None)
+            checkpoints.save(8, trainer.learner.state())
     assert (tmp_path / "checkpoints" / "step-000008.partial").exists()
     assert checkpoints.newest().name == "step-000004"
-    checkpoints.save(8, model, optimizer, None)
-    assert checkpoints.load(checkpoints.newest(), model, optimizer, None) == 8
+    checkpoints.save(8, trainer.learner.state())
+    assert checkpoints.load(checkpoints.newest(), trainer.learner) == 8
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000008"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0\n!")])
 def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints(error, inputs, tmp_path, monkeypatch):
-    model = load_model(inputs / "model", device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters())
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
-    checkpoints.save(4, model, optimizer, None)
+    checkpoints.save(4, trainer.learner.state())
 
     def full(*_):
         raise error
 
     monkeypatch.setattr("torch.save", full)
-    message = refusal_of(WorkError, checkpoints.save, 8, model, optimizer, None)
+    message = refusal_of(WorkError, checkpoints.save, 8, trainer.learner.state())
     assert "step-000008" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
 
@@ -330,32 +330,40 @@ def test_a_torn_checkpoint_is_one_line(finished, tmp_path):
 def test_reference_starts_as_the_teacher_and_follows_by_steps(inputs, tmp_path):
     trainer = Trainer(recipe_of(inputs, tmp_path / "run", optim__steps=23, reference__refresh_every=10))
     teacher = model_fingerprint(load_model(inputs / "model", device="cpu"))
-    assert model_fingerprint(trainer.reference.model) == teacher
-    assert not any(parameter.requires_grad for parameter in trainer.reference.model.parameters())
-    seen, original = {}, trainer.train_step
+    reference = trainer.learner.reference.model
+    assert model_fingerprint(reference) == teacher
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    seen, original = {}, trainer.learner.step
 
-    def train_step(batches):
-        metrics = original(batches)
-        step = trainer.finished_steps + 1
-        seen[step] = (model_fingerprint(trainer.reference.model), model_fingerprint(trainer.model))
+    def watched(batches, number):
+        metrics = original(batches, number)
+        seen[number] = (model_fingerprint(reference), model_fingerprint(trainer.model))
         return metrics
 
-    trainer.train_step = train_step
+    trainer.learner.step = watched
     trainer.run()
-    for step, (reference, student) in seen.items():
-        assert reference == (teacher if step < 10 else seen[step // 10 * 10][1])
-        assert (reference == student) == (step % 10 == 0)
+    for step, (judge, student) in seen.items():
+        assert judge == (teacher if step < 10 else seen[step // 10 * 10][1])
+        assert (judge == student) == (step % 10 == 0)
 
 
-def test_reference_is_never_replaced_at_0():
-    model = tiny_model()
-    reference = Reference(model, refresh_every=0)
+def test_reference_is_never_replaced_at_0(inputs, tmp_path):
+    trainer = Trainer(recipe_of(inputs, tmp_path / "run", reference__refresh_every=0))
+    before = model_fingerprint(trainer.learner.reference.model)
+    trainer.run()
+    assert model_fingerprint(trainer.learner.reference.model) == before
+    assert model_fingerprint(trainer.model) != before
+
+
+def test_reference_shares_no_memory_with_the_student():
+    student = Student(tiny_model())
+    reference = CopyReference(student, torch.float64)
     before = model_fingerprint(reference.model)
     with torch.no_grad():
-        model.lm_head.weight.add_(1.0)
-    for step in range(1, 40):
-        reference.after_step(step, model)
-    assert model_fingerprint(reference.model) == before  # nor does it share memory with the student
+        student.model.lm_head.weight.add_(1.0)
+    assert model_fingerprint(reference.model) == before
+    reference.refresh()
+    assert model_fingerprint(reference.model) == model_fingerprint(student.model)
 
 
 def test_gaps_are_zero_while_the_reference_is_the_student(inputs, tmp_path):
@@ -389,7 +397,7 @@ def test_logged_learning_rate_is_the_optimizers(finished):
 
 def test_norm_weights_do_not_decay(inputs, tmp_path):
     trainer = Trainer(recipe_of(inputs, tmp_path / "run", optim__weight_decay=0.3))
-    decayed, plain = trainer.optimizer.param_groups
+    decayed, plain = trainer.learner.optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert {parameter.dim() for parameter in plain["params"]} == {1}
     assert len(decayed["params"]) + len(plain["params"]) == len(list(trainer.model.parameters()))
@@ -484,14 +492,25 @@ def test_an_unknown_objective_or_option_is_refused(objective, inputs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def break_the_loss_of(monkeypatch, step):
+    """Optimizer step `step` (1-based) gets a loss and gradients that are not numbers."""
+    number_of_step, batch_loss = [], Learner._batch_loss
+    original = Learner.step
+
+    def watched(self, batches, number):
+        number_of_step.append(number)
+        return original(self, batches, number)
+
+    def broken(self, batch, judged):
+        loss, metrics = batch_loss(self, batch, judged)
+        return loss * (float("nan") if number_of_step[-1] == step else 1.0), metrics
+
+    monkeypatch.setattr(Learner, "step", watched)
+    monkeypatch.setattr(Learner, "_batch_loss", broken)
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(inputs, tmp_path, monkeypatch):
-    original = Trainer._batch_loss
-
-    def broken(self, batch):
-        loss, metrics = original(self, batch)
-        return loss * (float("nan") if self.finished_steps == 6 else 1.0), metrics
-
-    monkeypatch.setattr(Trainer, "_batch_loss", broken)
+    break_the_loss_of(monkeypatch, 7)
     message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run"))
     assert message.startswith("step 7: ")
     assert "loss" in message
@@ -501,13 +520,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(inputs
 
 
 def test_weights_that_are_not_finite_are_never_a_checkpoint(inputs, tmp_path, monkeypatch):
-    original = Trainer._batch_loss
-
-    def broken(self, batch):
-        loss, metrics = original(self, batch)
-        return loss * (float("nan") if self.finished_steps == 5 else 1.0), metrics
-
-    monkeypatch.setattr(Trainer, "_batch_loss", broken)
+    break_the_loss_of(monkeypatch, 6)
     message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run", log_every=100))
     assert message.startswith("step 8: ")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
@@ -566,4 +579,4 @@ def test_more_processes_than_examples_are_refused(inputs, tmp_path):
         num_processes, process_index = 5, 0
 
     trainer.accelerator = Three()
-    assert "examples_per_step 4" in refusal_of(RequestError, trainer._load_data)
+    assert "examples_per_step 4" in refusal_of(RequestError, trainer._load_data, trainer.model)

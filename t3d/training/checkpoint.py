@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.optim import Optimizer
+from torch import Tensor
 
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM
+from t3d.training.learner import Learner, LearnerState
 
 PREFIX = "step-"
 
@@ -34,7 +34,7 @@ class Checkpoints:
         found = sorted(path for path in self._folder.glob(PREFIX + "*") if path.suffix != ".partial")
         return found[-1] if found else None
 
-    def save(self, step: int, model: SDARForCausalLM, optimizer: Optimizer, reference: SDARForCausalLM | None) -> None:
+    def save(self, step: int, state: LearnerState) -> None:
         """Write the state after optimizer step `step` (1-based).
 
         Raises:
@@ -45,10 +45,10 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_file(_tensors(model), partial / "model.safetensors")
-            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-            if reference is not None:
-                save_file(_tensors(reference), partial / "reference.safetensors")
+            save_file(_plain(state.weights), partial / "model.safetensors")
+            torch.save(state.optimizer, partial / "optimizer.pt")
+            if state.reference:
+                save_file(_plain(state.reference), partial / "reference.safetensors")
             (partial / "state.json").write_text(json.dumps({"step": step}))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -61,7 +61,7 @@ class Checkpoints:
         for old in sorted(self._folder.glob(PREFIX + "*"))[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, path: Path, model: SDARForCausalLM, optimizer: Optimizer, reference: SDARForCausalLM | None) -> int:
+    def load(self, path: Path, learner: Learner) -> int:
         """Restore everything in place; returns the step after which it was saved.
 
         Raises:
@@ -69,10 +69,13 @@ class Checkpoints:
         """
         try:
             step = int(json.loads((path / "state.json").read_text())["step"])
-            _restore(model, path / "model.safetensors")
-            if reference is not None:
-                _restore(reference, path / "reference.safetensors")
-            optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+            reference = path / "reference.safetensors"
+            state = LearnerState(
+                weights=load_file(path / "model.safetensors"),
+                reference=load_file(reference) if reference.exists() else {},
+                optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+            )
+            learner.load(state)
         except Exception as error:  # a torn file surfaces as whatever its reader raises
             reason = " ".join(str(error).split())[:160]
             raise RequestError(
@@ -81,19 +84,9 @@ class Checkpoints:
         return step
 
 
-def _tensors(model: SDARForCausalLM) -> dict[str, torch.Tensor]:
-    """Each parameter once, tied ones under one name."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
-def _restore(model: SDARForCausalLM, file: Path) -> None:
-    stored = load_file(file)
-    own = dict(model.named_parameters())
-    if {name: tensor.shape for name, tensor in stored.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        raise ValueError("it belongs to a model of other shapes")
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            own[name].copy_(tensor)
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def same_run(file: Path, recipe: dict[str, Any]) -> str | None:

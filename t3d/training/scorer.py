@@ -9,7 +9,7 @@ from t3d.corruption import PackedBatch
 from t3d.models import SDARForCausalLM, mask_token_id
 from t3d.models.attention import as_attention_mask, two_copy_mask
 from t3d.models.scoring import TokenScores, score_tokens
-from t3d.objectives import Objective, Scores
+from t3d.objectives import Scores
 
 
 class Scorer(nn.Module):
@@ -41,24 +41,20 @@ class Scorer(nn.Module):
         )
 
 
-def score_batch(
-    student: nn.Module,
-    reference: Scorer | None,
-    objective: Objective,
-    batch: PackedBatch,
-    reference_temperature: float = 0.0,
-) -> Scores:
-    """What an objective needs of one batch: one forward of the student, and one of the reference if it is needed.
+@torch.no_grad()
+def judge_batch(reference: nn.Module, batch: PackedBatch, temperature: float = 0.0) -> TokenScores:
+    """The reference's forward: it scores the clean tokens and its own, DDO's real and fake.
 
-    The reference's own token, DDO's fake, is its argmax, or a draw at `reference_temperature` keyed by the row's noise.
+    Its own token is its argmax, or a draw at `temperature` keyed by the row's noise.
     """
-    real = batch.tokens.targets[:, None]
-    if not objective.needs_reference:
-        scored = student(batch, real)
+    return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature)
+
+
+def score_batch(student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None) -> Scores:
+    """The student's forward: what an objective needs of one batch, beside what the reference said of it."""
+    if judged is None:
+        scored = student(batch, batch.tokens.targets[:, None])
         return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
-    assert reference is not None
-    with torch.no_grad():
-        judged = reference(batch, real, append_own=True, temperature=reference_temperature)
     scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1))
     return Scores(
         real=scored.logp[:, 0],

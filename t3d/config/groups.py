@@ -1,24 +1,12 @@
-"""Typed recipes. Unknown fields are errors; every message is one line that names the field and the cure.
-
-This module imports nothing of ours but the error types.
-"""
+"""The groups of a recipe's keys."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from t3d.errors import RequestError
-
-
-class Config(BaseModel):
-    """Base of all configs: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from t3d.config.base import Config
 
 
 class CorruptionConfig(Config):
@@ -46,18 +34,40 @@ class CorruptionConfig(Config):
         return self
 
 
+class AdapterConfig(Config):
+    """Low-rank adapters that are trained in place of the model's own weights.
+
+    Attributes:
+        type: LoRA, or DoRA (a learned magnitude beside it).
+        rank: of each adapter.
+        alpha: the adapter's product is scaled by alpha / rank; None is 2 * rank.
+        dropout: of the adapters' input.
+        targets: names of the linear layers that get one.
+    """
+
+    type: Literal["lora", "dora"] = "lora"
+    rank: int = Field(32, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class ModelConfig(Config):
-    """Where the model comes from: `source`, or random weights of the shapes in `init`.
+    """Where the model comes from: `source`, or random weights of the shapes in `init`; and which part is trained.
 
     Attributes:
         source: folder, hub id or built-in name.
         init: fields of the family's config, for random weights; the tokenizer fills in vocabulary and special ids.
         tokenizer: folder, hub id or built-in name of the tokenizer; None takes the one beside the model.
+        adapter: train adapters and leave the model as it is; None trains all weights.
+        quantize: hold the weights that adapters stand beside in 4 bits (QLoRA); needs `adapter` and bitsandbytes.
     """
 
     source: str | None = None
     init: dict[str, Any] | None = None
     tokenizer: str | None = None
+    adapter: AdapterConfig | None = None
+    quantize: Literal["nf4"] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -65,6 +75,8 @@ class ModelConfig(Config):
             raise ValueError("give either source (a model) or init (shapes for random weights)")
         if self.init is not None and self.tokenizer is None:
             raise ValueError("init needs tokenizer: a model folder, or story-tokenizer")
+        if self.quantize is not None and self.adapter is None:
+            raise ValueError("quantize needs adapter: four-bit weights cannot be trained themselves")
         return self
 
 
@@ -96,6 +108,7 @@ class OptimConfig(Config):
     """AdamW with warm-up and cosine decay.
 
     Attributes:
+        optimizer: adamw, or adamw_8bit, whose two moments take a byte each (needs torchao).
         steps: optimizer steps.
         examples_per_step: over all processes; every loss is a mean over them.
         lr: peak learning rate.
@@ -105,6 +118,7 @@ class OptimConfig(Config):
         final_lr_share: the cosine ends at this share of `lr`.
     """
 
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     steps: int = Field(..., ge=1)
     examples_per_step: int = Field(256, ge=1)
     lr: float = Field(1e-5, gt=0)
@@ -120,7 +134,8 @@ class BatchConfig(Config):
 
     Attributes:
         tokens_per_batch: tokens of one forward pass on one device, clean and noisy.
-        row_tokens: tokens of one packed row; None makes rows as long as the longest example of the batch.
+        row_tokens: tokens of one packed row; None makes rows as long as the longest example of the batch, and one row
+            of the whole batch where attention costs what it sees (flex).
         num_workers: processes that prepare batches; 0 does it in the training process.
     """
 
@@ -129,14 +144,33 @@ class BatchConfig(Config):
     num_workers: int = Field(0, ge=0)
 
 
+class ComputeConfig(Config):
+    """How the forward and backward passes are carried out; changes speed and memory, results only by rounding.
+
+    Attributes:
+        attention: flex (FlexAttention, CUDA only) or sdpa (a dense mask); None takes flex where there is CUDA.
+        compile: torch.compile of the layers; None compiles on CUDA.
+        checkpoint_layers: how many layers forget their activations and compute them again in the backward pass; None
+            takes the fewest that memory allows (none on the CPU).
+    """
+
+    attention: Literal["flex", "sdpa"] | None = None
+    compile: bool | None = None
+    checkpoint_layers: int | None = Field(None, ge=0)
+
+
 class ReferenceConfig(Config):
     """The frozen model inside DDO.
 
     Attributes:
+        form: copy (a second model), adapter (a snapshot of the adapters beside the one model; needs `model.adapter`) or
+            offload (a second model that waits in the host's memory and is on the device only while it is asked);
+            None is adapter where adapters are trained, else copy.
         refresh_every: optimizer steps after which the student replaces it; 0 keeps the teacher throughout.
         temperature: of the fake token; 0 takes the reference's argmax.
     """
 
+    form: Literal["copy", "adapter", "offload"] | None = None
     refresh_every: int = Field(10, ge=0)
     temperature: float = Field(0.0, ge=0)
 
@@ -145,12 +179,60 @@ class CheckpointConfig(Config):
     """What is kept on the way.
 
     Attributes:
-        every_steps: 0 writes none but the final model.
+        every_steps: 0 writes none by count of steps.
+        every_minutes: 0 writes none by the clock; both may be set.
         keep: newest checkpoints kept.
+        asynchronous: write in a thread, from a copy in the host's memory, while training goes on.
     """
 
     every_steps: int = Field(0, ge=0)
+    every_minutes: float = Field(0.0, ge=0)
     keep: int = Field(2, ge=1)
+    asynchronous: bool = True
+
+
+class EvaluationConfig(Config):
+    """Few-step accuracy on held-out problems while training, through the engine that serves.
+
+    Attributes:
+        benchmark: a name in `t3d.evaluation.BENCHMARKS`.
+        split: of the benchmark's task; the test split is for the end.
+        every_steps: optimizer steps between two evaluations; the last step is always evaluated.
+        limit: problems.
+        tokens_per_step: settings to measure, each divides the block size.
+        best_by: the setting whose accuracy tells which student is best; None takes the largest of `tokens_per_step`.
+        patience: evaluations in a row without a better one after which training stops; 0 never stops early.
+        memory_gib: what the engine may take on the device beside the weights; None leaves it to the engine.
+    """
+
+    benchmark: str = "story"
+    split: str = "validation"
+    every_steps: int = Field(..., ge=1)
+    limit: int = Field(200, ge=1)
+    tokens_per_step: tuple[int, ...] = (1, 2, 4)
+    best_by: int | None = Field(None, ge=1)
+    patience: int = Field(0, ge=0)
+    memory_gib: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        if not self.tokens_per_step:
+            raise ValueError("tokens_per_step must name at least one setting")
+        if self.best_by is not None and self.best_by not in self.tokens_per_step:
+            raise ValueError(f"best_by {self.best_by} is not one of tokens_per_step {list(self.tokens_per_step)}")
+        return self
+
+
+class TrackingConfig(Config):
+    """Where metrics go beside metrics.jsonl.
+
+    Attributes:
+        to: any of tensorboard, wandb, trackio (the latter two must be installed).
+        project: under which wandb and trackio file the run.
+    """
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "t3d"
 
 
 class ObjectiveConfig(BaseModel):
@@ -164,71 +246,3 @@ class ObjectiveConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """Everything but the name."""
         return dict(self.model_extra or {})
-
-
-class Recipe(Config):
-    """A whole training run; `out` receives model, checkpoints, metrics and this recipe."""
-
-    model: ModelConfig
-    objective: ObjectiveConfig
-    data: DataConfig
-    optim: OptimConfig
-    corruption: CorruptionConfig = CorruptionConfig()
-    batch: BatchConfig = BatchConfig()
-    reference: ReferenceConfig = ReferenceConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    log_every: int = Field(10, ge=1)
-    seed: int = Field(0, ge=0)
-    device: Literal["cpu", "cuda"] | None = None
-    out: str
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `key.sub=value` overrides (values in YAML).
-
-    Raises:
-        RequestError: no such file, not YAML, unknown or wrong field.
-    """
-    try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"recipe {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise RequestError(f"recipe {path}: must be a mapping of keys such as model, objective, data, optim, out")
-    for override in overrides:
-        _apply_override(fields, override)
-    return make_recipe(fields, name=f"recipe {path}")
-
-
-def make_recipe(fields: dict[str, Any], name: str = "recipe") -> Recipe:
-    """A recipe from plain fields; the first wrong one is named in one line.
-
-    Raises:
-        RequestError: unknown or wrong field.
-    """
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "recipe"
-        if first["type"] == "extra_forbidden":
-            raise RequestError(f"{name}: unknown key {field}: remove it or check its spelling") from error
-        raise RequestError(f"{name}: {field}: {first['msg']}") from error
-
-
-def _apply_override(fields: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RequestError(f"override {override!r}: write key=value, for example optim.lr=1e-4")
-    *parents, last = key.split(".")
-    for parent in parents:
-        fields = fields.setdefault(parent, {})
-        if not isinstance(fields, dict):
-            raise RequestError(f"override {override!r}: {parent} is not a group of keys")
-    try:
-        fields[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"override {override!r}: its value is not valid YAML") from error
