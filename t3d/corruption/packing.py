@@ -101,6 +101,8 @@ def pack(
         loss_index=torch.from_numpy(np.concatenate(loss_index)),
         tokens=_loss_tokens(examples, block_size, num_examples_in_step),
         row_ids=[example.row_id for example in examples],
+        num_tokens=sum(lengths),
+        num_pairs=sum(example.num_pairs(block_size) for example in examples),
     )
 
 

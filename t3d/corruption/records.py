@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t3d.models.attention import block_index, block_start
 from t3d.types import Trajectory
 
 IntArray = NDArray[np.int64]
@@ -78,6 +79,14 @@ class NoisyExample:
         """Tokens that a training forward spends on the example."""
         return len(self.clean_ids) + len(self.noisy_ids)
 
+    def num_pairs(self, block_size: int) -> int:
+        """Pairs of tokens of which the one sees the other in a training forward (`two_copy_mask`)."""
+        clean_blocks = block_index(np.arange(len(self.clean_ids)), block_size)
+        noisy_blocks = block_index(self.noisy_start + np.arange(len(self.noisy_ids)), block_size)
+        seen_by_clean = np.minimum(block_start(clean_blocks + 1, block_size), len(self.clean_ids))
+        seen_by_noisy = block_start(noisy_blocks, block_size) + block_size  # earlier clean blocks, its own noisy one
+        return int(seen_by_clean.sum() + seen_by_noisy.sum())
+
 
 @dataclass(slots=True)
 class LossTokens:
@@ -116,6 +125,8 @@ class PackedBatch:
         loss_index: int64 [M] places with loss in the flattened [R * S].
         tokens: what an objective needs to know of those places.
         row_ids: of the packed examples, in their order.
+        num_tokens: real tokens, padding not counted.
+        num_pairs: pairs of tokens of which the one sees the other, padding not counted.
     """
 
     input_ids: Tensor
@@ -125,6 +136,8 @@ class PackedBatch:
     loss_index: Tensor
     tokens: LossTokens
     row_ids: list[str]
+    num_tokens: int
+    num_pairs: int
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""

@@ -29,8 +29,8 @@ def first_response_block(prompt_length: int, block_size: int) -> int:
     return prompt_length // block_size
 
 
-def block_start(block: int, block_size: int) -> int:
-    """First absolute position of a block."""
+def block_start(block: Positions, block_size: int) -> Positions:
+    """First absolute position of a block (or of each of a tensor of blocks)."""
     return block * block_size
 
 
