@@ -159,9 +159,10 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())  # before the slow imports: a typing error shows at once
     from t3d.training import train as run_training
+    from t3d.training.run_folder import describe_outcome
 
     run_training(loaded, resume=resume)
-    print(f"{Path(loaded.out) / 'model'}: the trained model")
+    print(describe_outcome(Path(loaded.out)))
 
 
 @app.command("eval")
@@ -271,8 +272,9 @@ def run(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as ended:  # --help, --version
         return ended.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("t3d: interrupted; what is finished is on disk (rollout and train go on with --resume)", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        told = str(interrupt) or "what is finished is on disk (rollout and train go on with --resume)"
+        print(f"t3d: interrupted; {told}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `t3d eval ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

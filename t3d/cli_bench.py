@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t3d.cli_options import (
+    BlockOption,
     DeviceOption,
     DtypeOption,
     MemoryOption,
@@ -31,6 +32,7 @@ app = typer.Typer(help="Measure speed.")
 
 RESULTS = Path("bench", "results")
 ANSWER_TOKENS, SECONDS, WARM_UP_SECONDS = "50-2000", 60.0, 10.0
+RECIPES = "default: a recipe's"
 
 
 @app.callback()
@@ -88,9 +90,69 @@ def rollout(
     target = as_device(device)
     chosen_dtype = as_dtype(dtype or ("bfloat16" if target.type == "cuda" else None), target)
     assert chosen_dtype is not None
-    file = _result_file(out, shape, plan.queue)
+    file = _result_file(out, f"rollout-{shape}{'-queue' if plan.queue else ''}")
     rows = bench_rollout(plan, target, chosen_dtype, file, shlex.join(["t3d", *sys.argv[1:]]))
     Console().print(rows_table(rows))
+    print(file)
+
+
+@app.command()
+def train(
+    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, story-small or tiny; the weights are random.")],
+    lengths: Annotated[str, typer.Option(help="real (100 + 300 tokens on average) or full (512 + 1,024 each).")],
+    objective: Annotated[str, typer.Option(help="t3d, ddo, trajectory_ce or sft.")] = "t3d",
+    examples: Annotated[int, typer.Option(help="Of an optimizer step.")] = 256,
+    steps: Annotated[int, typer.Option(help="Timed optimizer steps; the median counts.")] = 3,
+    warm_up: Annotated[int, typer.Option(help="Optimizer steps before them.")] = 2,
+    block_size: BlockOption = None,
+    tokens_per_batch: Annotated[int | None, typer.Option(help=f"Of a forward pass; {RECIPES}.")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"fp32, tf32, bf16 or bf16_pure; {RECIPES}.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"adamw or adamw_8bit; {RECIPES}.")] = None,
+    adapter: Annotated[str, typer.Option(help="none (all weights are trained), lora or dora.")] = "none",
+    rank: Annotated[int | None, typer.Option(help=f"Of the adapter; {RECIPES}.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="nf4, beside an adapter.")] = None,
+    reference: Annotated[str | None, typer.Option(help=f"copy, adapter or offload; {RECIPES}.")] = None,
+    attention: Annotated[str | None, typer.Option(help="flex or sdpa; default: flex on cuda.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="Compile the layers; default: on cuda.")] = None,
+    checkpoint_layers: Annotated[int | None, typer.Option(help=f"Recomputed in the backward; {RECIPES}.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="GiB of the device; needing more is an error.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file; default: bench/results/train-SHAPE-LENGTHS.json.")
+    ] = None,
+) -> None:
+    """Train with random weights and say how fast, with how much memory, and where the time goes."""
+    from rich.console import Console
+
+    from t3d.bench import TrainPlan, bench_train, row_table
+
+    plan = TrainPlan(
+        shape=shape,
+        lengths=lengths,
+        objective=objective,
+        examples=examples,
+        steps=steps,
+        warm_up=warm_up,
+        block_size=block_size,
+        tokens_per_batch=tokens_per_batch,
+        precision=precision,
+        optimizer=optimizer,
+        adapter=None if adapter == "none" else adapter,
+        rank=rank,
+        quantize=quantize,
+        reference=reference,
+        attention=attention,
+        compile=compile,
+        checkpoint_layers=checkpoint_layers,
+        memory_gib=memory_gib,
+        seed=seed,
+        device=device,
+    )
+    plan.check()
+    file = _result_file(out, plan.name)
+    row = bench_train(plan, file, shlex.join(["t3d", *sys.argv[1:]]))
+    Console().print(row_table(row))
     print(file)
 
 
@@ -116,9 +178,9 @@ def queue_of(
     )
 
 
-def _result_file(out: Path | None, shape: str, queue: Queue | None) -> Path:
+def _result_file(out: Path | None, name: str) -> Path:
     """Where the result goes, in a folder that is there."""
-    file = out or RESULTS / f"rollout-{shape}{'-queue' if queue else ''}.json"
+    file = out or RESULTS / f"{name}.json"
     if file.is_dir():
         raise RequestError(f"--out {file}: is a folder; name a file")
     make_folder(file.parent)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny import noisy_example, noisy_examples, random_row, tiny_model
 
 from t3d.corruption import NoisyExample, pack, pack_in_budget
-from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows
-from t3d.models.attention import CLEAN, NOISY, two_copy_mask
+from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows, spread_evenly
+from t3d.models.attention import CLEAN, NOISY, TILE, two_copy_mask
 from t3d.objectives import OBJECTIVES, build_objective
 from t3d.training.scorer import Scorer, judge_batch, score_batch
 
@@ -225,3 +225,26 @@ def test_counts_of_a_batch_are_those_of_its_mask():
     real = batch.document_ids != PADDING_DOCUMENT
     assert batch.num_tokens == real.sum()
     assert batch.num_pairs == mask[real].sum()
+
+
+@any_speed
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_even_batches_hold_everything_once_within_the_budget(lengths, budget):
+    lengths = sorted(lengths, reverse=True)
+    batches = spread_evenly(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    loads = [sum(lengths[index] for index in batch) for batch in batches]
+    assert all(0 < load <= max(budget, lengths[0]) for load in loads)
+    if lengths:
+        assert max(loads) - min(loads) <= lengths[0]  # the emptiest got each, so none is ahead by more than one
+
+
+@every_objective
+@pytest.mark.parametrize("tokens_per_batch", [1, 60, 10_000])
+def test_rows_of_whole_tiles_change_nothing(name, tokens_per_batch, student, reference):
+    examples = noisy_examples(OBJECTIVES[name].hider)
+    options = {"row_tokens": None, "block_size": 4, "num_examples_in_step": len(examples)}
+    batches = pack_in_budget(examples, tokens_per_batch=tokens_per_batch, tiled=True, **options)
+    assert all(batch.input_ids.shape == (1, TILE) for batch in batches)
+    plain = step_of(one_at_a_time(examples, len(examples)), name, student, reference)
+    assert_same_step(step_of(batches, name, student, reference), plain)

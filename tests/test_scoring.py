@@ -7,7 +7,7 @@ from torch.nn.functional import log_softmax
 
 from t3d.corruption import pack
 from t3d.models.attention import as_attention_mask, two_copy_mask
-from t3d.models.scoring import score_tokens
+from t3d.models.scoring import Teacher, score_tokens
 from t3d.training.scorer import Scorer
 
 EXACT = {"atol": 1e-11, "rtol": 1e-11}
@@ -65,12 +65,31 @@ def test_values_and_gradients_are_those_of_log_softmax():
 
 def test_gradcheck():
     hidden, head, targets = problem(tokens=3)
+    teacher = Teacher(torch.randn(3, 2, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64))
 
     def scored(hidden, head):
-        scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, chunk_tokens=2)
-        return scores.logp, scores.entropy
+        scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, teacher=teacher, chunk_tokens=2)
+        return scores.logp, scores.entropy, scores.divergence
 
     assert torch.autograd.gradcheck(scored, (hidden, head))
+
+
+def test_divergence_is_that_of_the_two_softmaxes():
+    hidden, head, targets = problem()
+    torch.manual_seed(1)
+    teacher = Teacher(torch.randn(len(hidden), 3, dtype=hidden.dtype), torch.randn(VOCAB, 3, dtype=hidden.dtype))
+    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, teacher=teacher, chunk_tokens=3)
+    log_p = log_softmax(hidden @ head.T, dim=-1)
+    log_q = log_softmax(teacher.hidden @ teacher.head_weight.T, dim=-1)
+    expected = torch.nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=-1)
+    torch.testing.assert_close(scores.divergence, expected, **EXACT)
+    weights = torch.randn(len(hidden), dtype=hidden.dtype)
+    left = torch.autograd.grad((scores.divergence * weights).sum() + scores.logp.sum(), (hidden, head))
+    right = torch.autograd.grad((expected * weights).sum() + log_p.gather(1, targets).sum(), (hidden, head))
+    for one, other in zip(left, right, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+    itself = score_tokens(hidden, head, targets, mask_token_id=MASK, teacher=Teacher(hidden, head))
+    torch.testing.assert_close(itself.divergence, torch.zeros_like(expected), **EXACT)
 
 
 def test_by_hand():

@@ -1,12 +1,9 @@
 """The trainer on tiny models: it learns, resumes bit for bit, and refuses what cannot be in one line."""
 
-import json
+# ruff: noqa: F811  the fixture `inputs` is imported by its name
+
 import logging
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,12 +11,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_row, tiny_model
+from tiny import tiny_model
+from training_runs import (
+    NUM_ROWS,
+    TOKENIZER,
+    assert_same_state,
+    inputs,  # noqa: F401
+    meta,
+    metrics_of,
+    recipe_of,
+    refusal_of,
+    start_processes,
+    trajectory,
+)
 
 from t3d import trajectories
-from t3d.config import OptimConfig, make_recipe
+from t3d.config import OptimConfig
 from t3d.errors import RequestError, WorkError
-from t3d.models import load_model, load_tokenizer, model_fingerprint, save_model, tokenizer_fingerprint
+from t3d.models import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from t3d.objectives import OBJECTIVES
 from t3d.training import Trainer, train
 from t3d.training.checkpoint import Checkpoints
@@ -27,120 +36,6 @@ from t3d.training.learner import Learner
 from t3d.training.optimizers import learning_rate_share
 from t3d.training.reference import CopyReference
 from t3d.training.student import Student
-from t3d.trajectories import TrajectoryMeta
-from t3d.types import Trajectory
-
-TOKENIZER = load_tokenizer("story-tokenizer")
-NUM_ROWS = 10
-
-
-def meta(**changes):
-    known = {
-        "model": "tiny",
-        "revision": None,
-        "tokenizer_fingerprint": tokenizer_fingerprint(TOKENIZER),
-        "mask_token_id": TOKENIZER.mask_token_id,
-        "eos_token_ids": (TOKENIZER.eos_token_id,),
-        "block_size": 4,
-        "steps_per_block": 2,
-        "rule": "low_confidence_static",
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "threshold": 0.9,
-        "entropy_bound": 0.5,
-        "max_new_tokens": 16,
-        "seed": 0,
-        "software_version": "0",
-    }
-    return TrajectoryMeta(**{**known, **changes})
-
-
-def trajectory(index, finish_reason="stop"):
-    row = random_row("", prompt_length=3 + index % 5, length=6 + index % 7, seed=index)
-    response = [*row.response_ids[:-1].tolist(), TOKENIZER.eos_token_id]
-    return Trajectory(
-        prompt_id=f"p{index}",
-        sample=0,
-        prompt_ids=row.prompt_ids.tolist(),
-        response_ids=response,
-        reveal_step=row.reveal_step.tolist(),
-        confidence=[0.5] * len(response),
-        num_forwards=9,
-        finish_reason=finish_reason,
-        prompt_text="",
-        response_text="",
-        answer=None,
-        seed=0,
-    )
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A folder with a tiny model of the story's vocabulary and a few trajectories."""
-    folder = tmp_path_factory.mktemp("inputs")
-    model = tiny_model(
-        dtype=torch.float32,
-        vocab_size=len(TOKENIZER),
-        mask_token_id=TOKENIZER.mask_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-    )
-    save_model(model, folder / "model", TOKENIZER)
-    trajectories.write(folder / "trajectories", [trajectory(index) for index in range(NUM_ROWS)], meta())
-    return folder
-
-
-def recipe_of(inputs, out, **changes):
-    """A recipe of twelve small steps; `changes` replace groups of keys, `__` stands for the dot of a sub-key."""
-    fields = {
-        "model": {"source": str(inputs / "model")},
-        "objective": {"name": "t3d"},
-        "data": {"trajectories": str(inputs / "trajectories")},
-        "optim": {"steps": 12, "examples_per_step": 4, "lr": 1e-3, "warmup_steps": 2},
-        "batch": {"tokens_per_batch": 60},
-        "reference": {"refresh_every": 5},
-        "checkpoint": {"every_steps": 4, "keep": 5},
-        "log_every": 1,
-        "device": "cpu",
-        "out": str(out),
-    }
-    for key, value in changes.items():
-        group, _, name = key.partition("__")
-        fields[group] = {**fields[group], name: value} if name else value
-    return make_recipe(fields)
-
-
-def metrics_of(out):
-    """The lines of a run, less the time they were written at."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-def state_of(checkpoint):
-    """Every tensor of a checkpoint: weights, reference, optimizer."""
-    tensors = {f"model {key}": value for key, value in load_file(checkpoint / "model.safetensors").items()}
-    if (checkpoint / "reference.safetensors").exists():
-        reference = load_file(checkpoint / "reference.safetensors")
-        tensors |= {f"reference {key}": value for key, value in reference.items()}
-    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    for parameter, moments in optimizer["state"].items():
-        tensors |= {f"optimizer {parameter} {key}": value for key, value in moments.items()}
-    return tensors
-
-
-def assert_same_state(left, right):
-    left, right = state_of(left), state_of(right)
-    assert left.keys() == right.keys()
-    assert [key for key in left if not torch.equal(left[key], right[key])] == []
-
-
-def refusal_of(kind, call, *arguments):
-    with pytest.raises(kind) as refusal:
-        call(*arguments)
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +193,7 @@ def test_a_half_written_checkpoint_is_never_taken(inputs, tmp_path, monkeypatch)
     assert (tmp_path / "checkpoints" / "step-000008.partial").exists()
     assert checkpoints.newest().name == "step-000004"
     checkpoints.save(8, trainer.learner.state())
-    assert checkpoints.load(checkpoints.newest(), trainer.learner) == 8
+    assert checkpoints.load(checkpoints.newest(), trainer.learner) == (8, {})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000008"]
 
 
@@ -501,8 +396,8 @@ def break_the_loss_of(monkeypatch, step):
         number_of_step.append(number)
         return original(self, batches, number)
 
-    def broken(self, batch, judged):
-        loss, metrics = batch_loss(self, batch, judged)
+    def broken(self, batch, judged, pattern):
+        loss, metrics = batch_loss(self, batch, judged, pattern)
         return loss * (float("nan") if number_of_step[-1] == step else 1.0), metrics
 
     monkeypatch.setattr(Learner, "step", watched)
@@ -519,41 +414,35 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(inputs
     assert len(metrics_of(tmp_path / "run")) == 6
 
 
-def test_weights_that_are_not_finite_are_never_a_checkpoint(inputs, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_noticed_in_steps_that_are_not_logged(inputs, tmp_path, monkeypatch):
     break_the_loss_of(monkeypatch, 6)
     message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run", log_every=100))
-    assert message.startswith("step 8: ")
+    assert message.startswith("step 6: ")
+    assert "step-000004" in message
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(inputs, tmp_path, monkeypatch):
+    """The loss of the step was fine; the update was not."""
+    step = Learner.step
+
+    def broken(self, batches, number):
+        metrics = step(self, batches, number)
+        if number == 8:
+            next(iter(self.student.trainable().values())).data[0, 0] = float("nan")
+        return metrics
+
+    monkeypatch.setattr(Learner, "step", broken)
+    message = refusal_of(WorkError, train, recipe_of(inputs, tmp_path / "run", log_every=100))
+    assert message.startswith("step 8: weights")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
 
 
 # Processes
 
 
-PROGRAM = (
-    "import sys; from t3d.config import load_recipe; from t3d.training import train; train(load_recipe(sys.argv[1]))"
-)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_two_processes_are_one(finished, inputs, tmp_path):
     recipe = recipe_of(inputs, tmp_path / "run")
-    (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_processes(recipe, tmp_path / "recipe.yaml", 2)
     try:
         outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:

@@ -1,26 +1,20 @@
-"""Rows of measurements: made, written down whole after each, shown as a table."""
+"""Rows of decoding speed: made from what was timed, shown as a table."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from t3d.bench.plan import Plan
+from t3d.bench.result_file import peak_memory_gib, shown
 from t3d.bench.roofline import Ceilings, ModelFacts, floor_seconds
 from t3d.bench.timing import Stretch
-from t3d.errors import WorkError
-from t3d.files import write_whole
 from t3d.types import Decoding
-from t3d.versions import versions
 
 NOTE = (
     "Random weights, random prompts that differ from run to run, no stop tokens: every answer has the length asked "
@@ -128,62 +122,10 @@ def make_row(
         seconds_to_first_block=statistics.median(times[0] for times in firsts) if firsts else None,
         median_seconds_to_first_block=statistics.median(map(statistics.median, firsts)) if firsts else None,
         roofline_share=share,
-        peak_memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None,
+        peak_memory_gib=peak_memory_gib(device),
         memory_limit_gib=plan.memory_gib,
         num_preemptions=sum(each.num_preemptions for each in counters) if counters else None,
     )
-
-
-@dataclass(slots=True)
-class ResultFile:
-    """A JSON file that holds what has been measured so far; the file of an earlier run stays until the first row.
-
-    Attributes:
-        file: in a folder that exists.
-        command: exact.
-        device, dtype: where and in what the model runs.
-        ceilings: of the device.
-        rows: so far.
-    """
-
-    file: Path
-    command: str
-    device: torch.device
-    dtype: torch.dtype
-    ceilings: Ceilings | None
-    rows: list[Row] = field(default_factory=list)
-
-    def add(self, row: Row) -> None:
-        """Write all rows, this one included.
-
-        Raises:
-            WorkError: the disk refuses.
-        """
-        self.rows.append(row)
-        try:
-            write_whole(self.file, json.dumps(self._content(), indent=1) + "\n")
-        except OSError as error:
-            raise WorkError(f"--out {self.file}: {error.strerror or error}") from error
-
-    def _content(self) -> dict[str, object]:
-        is_cuda = self.device.type == "cuda"
-        return {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "versions": {**versions(), **_triton_version()},
-            "command": self.command,
-            "note": NOTE,
-            "ceilings": asdict(self.ceilings) if self.ceilings else None,
-            "rows": [asdict(row) for row in self.rows],
-        }
-
-
-def _triton_version() -> dict[str, str]:
-    try:
-        return {"triton": version("triton")}
-    except PackageNotFoundError:
-        return {}
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
@@ -199,13 +141,9 @@ def rows_table(rows: Sequence[Row]) -> Table:
             str(row.steps_per_block),
             f"{row.tokens_per_second:,.0f}",
             f"{row.tokens_per_forward:.2f}",
-            _shown(row.forwards_per_second, ",.0f"),
-            _shown(row.seconds_to_first_block, ".3f", " s"),
-            _shown(row.roofline_share, ".1%"),
-            _shown(row.peak_memory_gib, ".1f"),
+            shown(row.forwards_per_second, ",.0f"),
+            shown(row.seconds_to_first_block, ".3f", " s"),
+            shown(row.roofline_share, ".1%"),
+            shown(row.peak_memory_gib, ".1f"),
         )
     return table
-
-
-def _shown(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,11 +12,12 @@ import torch
 from t3d.bench.batches import BatchBench
 from t3d.bench.ceilings import measure_ceilings
 from t3d.bench.plan import Plan
-from t3d.bench.report import ResultFile, Row, make_row
+from t3d.bench.report import NOTE, Row, make_row
+from t3d.bench.result_file import ResultFile
 from t3d.bench.roofline import model_facts
 from t3d.bench.shapes import build_model
 from t3d.bench.sustained import NUM_PARTS, QueueBench
-from t3d.bench.timing import OnStretch, Stretch
+from t3d.bench.timing import OnStretch, Stretch, free_memory
 from t3d.models import SDARForCausalLM
 from t3d.progress import progress
 from t3d.types import Decoding
@@ -41,7 +42,9 @@ def bench_rollout(plan: Plan, device: torch.device, dtype: torch.dtype, file: Pa
     """
     config = plan.check()
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        result = ResultFile(file, command, device, dtype, measure_ceilings(device, dtype))
+        ceilings = measure_ceilings(device, dtype)
+        facts_of_all = {"ceilings": asdict(ceilings) if ceilings else None}
+        result = ResultFile[Row](file, command, device, dtype, NOTE, facts_of_all)
         model, facts = build_model(config, device, dtype, plan.seed), model_facts(config, dtype)
         num_stretches = 1 + (NUM_PARTS if plan.queue else plan.repeats)
         total = num_stretches * len(plan.concurrencies) * len(plan.decodings)
@@ -52,7 +55,7 @@ def bench_rollout(plan: Plan, device: torch.device, dtype: torch.dtype, file: Pa
                     bar.advance(1, requests=concurrency, **{"tokens/s": f"{stretch.tokens_per_second:,.0f}"})
 
                 for decoding, stretches in _measured(plan, model, concurrency, report):
-                    result.add(make_row(plan, concurrency, decoding, stretches, facts, result.ceilings, device))
+                    result.add(make_row(plan, concurrency, decoding, stretches, facts, ceilings, device))
     return result.rows
 
 
@@ -60,21 +63,13 @@ def _measured(
     plan: Plan, model: SDARForCausalLM, concurrency: int, report: OnStretch
 ) -> Iterator[tuple[Decoding, list[Stretch]]]:
     """Each setting and what was timed, for one number of requests."""
-    _free_memory(model.device)
+    free_memory(model.device)
     if plan.queue is not None:
         queue_bench = QueueBench(model, plan, plan.queue, concurrency)
         for decoding in plan.decodings:
             yield decoding, queue_bench.measure(decoding, report)
-            _free_memory(model.device)
+            free_memory(model.device)
         return
     batch_bench = BatchBench(model, plan, concurrency)
     for decoding in plan.decodings:
         yield decoding, batch_bench.measure(decoding, report)
-
-
-def _free_memory(device: torch.device) -> None:
-    """Let go of the engine before, so that the next finds its memory and the peak is the next one's own."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)

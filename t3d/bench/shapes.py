@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from t3d.errors import RequestError
 from t3d.models import SDARConfig, SDARForCausalLM, load_config, mask_token_id
@@ -72,5 +73,10 @@ def build_model(config: SDARConfig, device: torch.device, dtype: torch.dtype, se
 
 def random_prompts(config: SDARConfig, count: int, length: int, rng: np.random.Generator) -> list[list[int]]:
     """`count` prompts of `length` token ids each, drawn from all but the mask."""
-    ids = rng.integers(0, config.vocab_size - 1, size=(count, length))
-    return (ids + (ids >= mask_token_id(config))).tolist()
+    return random_ids(config, (count, length), rng).tolist()
+
+
+def random_ids(config: SDARConfig, size: int | tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int64]:
+    """int64 of this size: token ids, drawn from all but the mask."""
+    ids = rng.integers(0, config.vocab_size - 1, size=size)
+    return ids + (ids >= mask_token_id(config))

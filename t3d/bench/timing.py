@@ -1,7 +1,8 @@
-"""What one timed stretch of decoding did."""
+"""What one timed stretch of decoding did; a device that starts and ends idle."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -63,3 +64,11 @@ def wait_for(device: torch.device) -> None:
     """Return once the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Let go of what was measured before, so that the next finds its memory and the peak is the next one's own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

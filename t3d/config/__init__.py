@@ -15,7 +15,8 @@ from t3d.config.groups import (
     ReferenceConfig,
     TrackingConfig,
 )
-from t3d.config.recipe import Recipe, load_recipe, make_recipe
+from t3d.config.recipe import Recipe, apply_override, load_recipe, make_recipe
+from t3d.config.rounds import RolloutConfig, RoundConfig
 
 __all__ = [
     "AdapterConfig",
@@ -31,7 +32,10 @@ __all__ = [
     "OptimConfig",
     "Recipe",
     "ReferenceConfig",
+    "RolloutConfig",
+    "RoundConfig",
     "TrackingConfig",
+    "apply_override",
     "load_recipe",
     "make_recipe",
 ]

@@ -136,12 +136,13 @@ class BatchConfig(Config):
         tokens_per_batch: tokens of one forward pass on one device, clean and noisy.
         row_tokens: tokens of one packed row; None makes rows as long as the longest example of the batch, and one row
             of the whole batch where attention costs what it sees (flex).
-        num_workers: processes that prepare batches; 0 does it in the training process.
+        num_workers: processes that prepare batches; 0 does it in the training process; None takes 2 beside a CUDA
+            device, which would have to wait, and 0 on the CPU.
     """
 
     tokens_per_batch: int = Field(16_384, ge=1)
     row_tokens: int | None = Field(None, ge=1)
-    num_workers: int = Field(0, ge=0)
+    num_workers: int | None = Field(None, ge=0)
 
 
 class ComputeConfig(Config):
@@ -176,11 +177,11 @@ class ReferenceConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """What is kept on the way.
+    """What is kept on the way. A run that is interrupted writes one more, if it writes any.
 
     Attributes:
         every_steps: 0 writes none by count of steps.
-        every_minutes: 0 writes none by the clock; both may be set.
+        every_minutes: since the last one; 0 writes none by the clock; both may be set.
         keep: newest checkpoints kept.
         asynchronous: write in a thread, from a copy in the host's memory, while training goes on.
     """
@@ -198,17 +199,23 @@ class EvaluationConfig(Config):
         benchmark: a name in `t3d.evaluation.BENCHMARKS`.
         split: of the benchmark's task; the test split is for the end.
         every_steps: optimizer steps between two evaluations; the last step is always evaluated.
+        at_start: evaluate before the first step too, to see what training changes.
         limit: problems.
+        max_new_tokens: longest answer; None takes the benchmark's.
         tokens_per_step: settings to measure, each divides the block size.
-        best_by: the setting whose accuracy tells which student is best; None takes the largest of `tokens_per_step`.
+        best_by: the setting whose accuracy tells which student is best (of equals the earliest); None takes the largest
+            of `tokens_per_step`.
         patience: evaluations in a row without a better one after which training stops; 0 never stops early.
-        memory_gib: what the engine may take on the device beside the weights; None leaves it to the engine.
+        memory_gib: what the engine may take on the device beside all that training holds; None leaves it to the engine,
+            which gives back all it takes.
     """
 
     benchmark: str = "story"
     split: str = "validation"
     every_steps: int = Field(..., ge=1)
+    at_start: bool = True
     limit: int = Field(200, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
     tokens_per_step: tuple[int, ...] = (1, 2, 4)
     best_by: int | None = Field(None, ge=1)
     patience: int = Field(0, ge=0)
@@ -229,10 +236,12 @@ class TrackingConfig(Config):
     Attributes:
         to: any of tensorboard, wandb, trackio (the latter two must be installed).
         project: under which wandb and trackio file the run.
+        name: of the run there; None takes the out folder's, and rounds add their numbers.
     """
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     project: str = "t3d"
+    name: str | None = None
 
 
 class ObjectiveConfig(BaseModel):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from t3d.config.base import Config
 from t3d.config.groups import (
@@ -23,20 +23,24 @@ from t3d.config.groups import (
     ReferenceConfig,
     TrackingConfig,
 )
+from t3d.config.rounds import RoundConfig
 from t3d.errors import RequestError
 
 
 class Recipe(Config):
     """A whole training run; `out` receives model, checkpoints, metrics and this recipe.
 
+    It learns from `data`; or, in `rounds`, from what its own models roll out on the way.
+
     `precision` says what is computed in, and held: fp32; tf32 (fp32 held, tensor cores round products' inputs); bf16
     (computed in bfloat16, weights and AdamW's moments held in fp32); bf16_pure (all held in bfloat16, the weights
-    rounded stochastically: half the memory; needs torchao). None is bf16 on CUDA, fp32 on the CPU.
+    rounded stochastically: half the memory). None is bf16 on CUDA, fp32 on the CPU.
     """
 
     model: ModelConfig
     objective: ObjectiveConfig
-    data: DataConfig
+    data: DataConfig | None = None
+    rounds: tuple[RoundConfig, ...] = ()
     optim: OptimConfig
     corruption: CorruptionConfig = CorruptionConfig()
     batch: BatchConfig = BatchConfig()
@@ -50,6 +54,36 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
     device: Literal["cpu", "cuda"] | None = None
     out: str
+
+    @model_validator(mode="after")
+    def _one_origin_of_data(self) -> Self:
+        if (self.data is None) == (not self.rounds):
+            raise ValueError("give either data (what to learn from) or rounds (roll out, then learn from that)")
+        return self
+
+    def seed_of_round(self, number: int) -> int:
+        """What is drawn at random in round `number` (from 1) hangs on this."""
+        return self.seed + number
+
+    def of_round(self, number: int, *, source: str, trajectories: str, out: str) -> Recipe:
+        """The recipe of the training in one round.
+
+        Args:
+            number: of the round, from 1.
+            source: the model that it starts from.
+            trajectories: folder that it learns from.
+            out: its run folder.
+
+        Raises:
+            RequestError: the round's changes are none that a recipe knows.
+        """
+        chosen = self.rounds[number - 1]
+        fields = chosen.applied_to(self.model_dump(exclude={"rounds"}))
+        fields["model"] = {**fields["model"], "source": source, "init": None}
+        fields["data"] = {"trajectories": trajectories, "keep_unfinished": chosen.keep_unfinished}
+        fields["tracking"]["name"] = f"{self.tracking.name or Path(self.out).name}-round-{number}"
+        fields |= {"seed": self.seed_of_round(number), "out": out}
+        return make_recipe(fields, name=f"rounds.{number - 1}")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -66,8 +100,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RequestError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise RequestError(f"recipe {path}: must be a mapping of keys such as model, objective, data, optim, out")
+    fields = _unshared(fields)
     for override in overrides:
-        _apply_override(fields, override)
+        apply_override(fields, override)
     return make_recipe(fields, name=f"recipe {path}")
 
 
@@ -78,25 +113,59 @@ def make_recipe(fields: dict[str, Any], name: str = "recipe") -> Recipe:
         RequestError: unknown or wrong field.
     """
     try:
-        return Recipe.model_validate(fields)
+        recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "recipe"
         if first["type"] == "extra_forbidden":
             raise RequestError(f"{name}: unknown key {field}: remove it or check its spelling") from error
-        raise RequestError(f"{name}: {field}: {first['msg']}") from error
+        raise RequestError(f"{name}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+    for number in range(1, len(recipe.rounds) + 1):
+        try:
+            recipe.of_round(number, source=".", trajectories=".", out=".")
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from error
+    return recipe
 
 
-def _apply_override(fields: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
+def apply_override(fields: dict[str, Any], override: str) -> None:
+    """Set one field in place, as `optim.lr=1e-4` or `rounds.0.optim.steps=10` says; the value is YAML.
+
+    Groups that are not there are made; entries of a list are not.
+
+    Raises:
+        RequestError: not of this form, or no such place.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
         raise RequestError(f"override {override!r}: write key=value, for example optim.lr=1e-4")
-    *parents, last = key.split(".")
-    for parent in parents:
-        fields = fields.setdefault(parent, {})
-        if not isinstance(fields, dict):
-            raise RequestError(f"override {override!r}: {parent} is not a group of keys")
+    *parents, last = path.split(".")
     try:
-        fields[last] = yaml.safe_load(text)
+        value, group, inside = yaml.safe_load(text), fields, ""
+        for name in parents:
+            key = _key_in(group, name, inside)
+            group = group.setdefault(key, {}) if isinstance(group, dict) else group[key]
+            inside = name
+        group[_key_in(group, last, inside)] = value
     except yaml.YAMLError as error:
         raise RequestError(f"override {override!r}: its value is not valid YAML") from error
+    except RequestError as error:
+        raise RequestError(f"override {override!r}: {error}") from error
+
+
+def _key_in(group: Any, name: str, inside: str) -> Any:
+    """What `name` stands for in the mapping or list `group`, which is called `inside`."""
+    if isinstance(group, dict):
+        return name
+    if not isinstance(group, list):
+        raise RequestError(f"{inside} is not a group of keys")
+    if not name.isdecimal() or int(name) >= len(group):
+        raise RequestError(f"{inside} has {len(group)} entries, counted from 0, and none is {name}")
+    return int(name)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML aliases repeat is there several times: an override then changes one place alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from t3d.corruption.records import IntArray, LossTokens, NoisyExample, PackedBatch
-from t3d.models.attention import CLEAN, NOISY
+from t3d.models.attention import CLEAN, NOISY, TILE
 
 PADDING_DOCUMENT = -1
 WIDTH_MULTIPLE = 8
@@ -41,44 +41,93 @@ def pack_in_budget(
     row_tokens: int | None,
     block_size: int,
     num_examples_in_step: int,
+    tiled: bool = False,
 ) -> list[PackedBatch]:
     """Split the examples of one optimizer step into batches of about `tokens_per_batch` tokens and pack each.
 
     Args:
         examples: this process's share of the step.
         tokens_per_batch: most tokens a batch may hold, padding not counted; at least one example a batch.
-        row_tokens: tokens of a row; None takes the longest example of each batch.
+        row_tokens: tokens of a row; None takes the longest example of each batch, or the whole batch if `tiled`.
         block_size: B of the training grid.
         num_examples_in_step: the denominator of every mean, over all processes.
+        tiled: for attention that costs what is seen: batches are even, rows whole tiles. Otherwise examples of like
+            lengths share a batch, whose rows then need little padding: for attention over whole rows.
     """
-    batches: list[list[NoisyExample]] = []
-    room = 0
-    for example in sorted(examples, key=lambda example: (-example.num_tokens, example.row_id)):
-        if example.num_tokens > room or not batches:
-            batches.append([])
-            room = tokens_per_batch
-        batches[-1].append(example)
-        room -= example.num_tokens
+    ordered = sorted(examples, key=lambda example: (-example.num_tokens, example.row_id))
+    divide = spread_evenly if tiled else fill_in_order
     return [
-        pack(batch, row_tokens=row_tokens, block_size=block_size, num_examples_in_step=num_examples_in_step)
-        for batch in batches
+        pack(
+            [ordered[index] for index in members],
+            row_tokens=row_tokens,
+            block_size=block_size,
+            num_examples_in_step=num_examples_in_step,
+            tiled=tiled,
+        )
+        for members in divide([example.num_tokens for example in ordered], tokens_per_batch)
     ]
 
 
+def fill_in_order(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Neighbours share a batch of at most `budget` tokens; a longer one has its own. Indices, a list a batch."""
+    batches: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if length > room or not batches:
+            batches.append([])
+            room = budget
+        batches[-1].append(index)
+        room -= length
+    return batches
+
+
+def spread_evenly(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Few batches of at most `budget` tokens and nearly one size: each example goes to the emptiest so far.
+
+    Args:
+        lengths: descending.
+        budget: raised to the longest.
+
+    Returns:
+        indices into `lengths`, a list a batch, none empty.
+    """
+    if not lengths:
+        return []
+    budget = max(budget, lengths[0])
+    count = -(-sum(lengths) // budget)
+    while True:
+        batches: list[list[int]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for index, length in enumerate(lengths):
+            emptiest = loads.index(min(loads))
+            batches[emptiest].append(index)
+            loads[emptiest] += length
+        if max(loads) <= budget:
+            return batches
+        count += 1
+
+
 def pack(
-    examples: Sequence[NoisyExample], *, row_tokens: int | None, block_size: int, num_examples_in_step: int
+    examples: Sequence[NoisyExample],
+    *,
+    row_tokens: int | None,
+    block_size: int,
+    num_examples_in_step: int,
+    tiled: bool = False,
 ) -> PackedBatch:
     """Lay examples out in rows, clean sequence then noisy copy, and collect the tokens with loss.
 
     Args as `pack_in_budget`. Rows are as long as the fullest one; the rest is padding.
     """
     lengths = [example.num_tokens for example in examples]
-    rows = assign_rows(lengths, row_tokens or max(lengths))
+    rows = assign_rows(lengths, row_tokens or (sum(lengths) if tiled else max(lengths)))
     fullest = max(sum(lengths[index] for index in row) for row in rows)
-    width = -(-fullest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    multiple = TILE if tiled else WIDTH_MULTIPLE
+    width = -(-fullest // multiple) * multiple
     shape = (len(rows), width)
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     document_ids, copy_ids = np.full(shape, PADDING_DOCUMENT), np.full(shape, CLEAN)
+    spans = np.zeros((*shape, 2, 2), np.int32)
     loss_index: list[IntArray] = [np.empty(0, np.int64)] * len(examples)
     for row, members in enumerate(rows):
         column = 0
@@ -91,6 +140,7 @@ def pack(
             position_ids[row, noisy] = example.noisy_start + np.arange(len(example.noisy_ids))
             document_ids[row, column : noisy.stop] = index
             copy_ids[row, noisy] = NOISY
+            spans[row, column : noisy.stop] = column + example.spans(block_size)
             loss_index[index] = row * width + noisy.start + example.loss_offsets
             column = noisy.stop
     return PackedBatch(
@@ -98,11 +148,12 @@ def pack(
         position_ids=torch.from_numpy(position_ids),
         document_ids=torch.from_numpy(document_ids),
         copy_ids=torch.from_numpy(copy_ids),
+        spans=torch.from_numpy(spans),
         loss_index=torch.from_numpy(np.concatenate(loss_index)),
         tokens=_loss_tokens(examples, block_size, num_examples_in_step),
         row_ids=[example.row_id for example in examples],
         num_tokens=sum(lengths),
-        num_pairs=sum(example.num_pairs(block_size) for example in examples),
+        num_pairs=int((spans[..., 1] - spans[..., 0]).sum(dtype=np.int64)),
     )
 
 

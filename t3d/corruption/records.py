@@ -79,13 +79,21 @@ class NoisyExample:
         """Tokens that a training forward spends on the example."""
         return len(self.clean_ids) + len(self.noisy_ids)
 
-    def num_pairs(self, block_size: int) -> int:
-        """Pairs of tokens of which the one sees the other in a training forward (`two_copy_mask`)."""
-        clean_blocks = block_index(np.arange(len(self.clean_ids)), block_size)
-        noisy_blocks = block_index(self.noisy_start + np.arange(len(self.noisy_ids)), block_size)
-        seen_by_clean = np.minimum(block_start(clean_blocks + 1, block_size), len(self.clean_ids))
-        seen_by_noisy = block_start(noisy_blocks, block_size) + block_size  # earlier clean blocks, its own noisy one
-        return int(seen_by_clean.sum() + seen_by_noisy.sum())
+    def spans(self, block_size: int) -> IntArray:
+        """What each token sees in a training forward (`two_copy_mask`), as stretches of clean tokens then noisy copy.
+
+        Returns:
+            int64 [P + L + W, 2, 2], as `PackedBatch.spans`, counted from the example's first token.
+        """
+        length, width = len(self.clean_ids), len(self.noisy_ids)
+        spans = np.zeros((length + width, 2, 2), dtype=np.int64)
+        clean_blocks = block_index(np.arange(length), block_size)
+        spans[:length, 0, 1] = np.minimum(block_start(clean_blocks + 1, block_size), length)
+        own_blocks = block_start(block_index(self.noisy_start + np.arange(width), block_size), block_size)
+        spans[length:, 0, 1] = own_blocks
+        spans[length:, 1, 0] = length + own_blocks - self.noisy_start
+        spans[length:, 1, 1] = spans[length:, 1, 0] + block_size
+        return spans
 
 
 @dataclass(slots=True)
@@ -122,6 +130,8 @@ class PackedBatch:
         position_ids: int64 [R, S] absolute position in the token's document; a noisy token has its twin's.
         document_ids: int64 [R, S]; -1 is padding.
         copy_ids: int64 [R, S], `CLEAN` or `NOISY`.
+        spans: int32 [R, S, 2, 2] the stretches of its row that each token sees, each from its first place to the one
+            after its last: of clean tokens and of noisy ones; empty ones start where they end. Padding sees nothing.
         loss_index: int64 [M] places with loss in the flattened [R * S].
         tokens: what an objective needs to know of those places.
         row_ids: of the packed examples, in their order.
@@ -133,6 +143,7 @@ class PackedBatch:
     position_ids: Tensor
     document_ids: Tensor
     copy_ids: Tensor
+    spans: Tensor
     loss_index: Tensor
     tokens: LossTokens
     row_ids: list[str]

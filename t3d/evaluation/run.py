@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from t3d.evaluation.benchmarks import Benchmark
 from t3d.evaluation.metrics import wilson_interval
 from t3d.evaluation.results import EvalResult, SettingResult
 from t3d.models import model_fingerprint
-from t3d.progress import progress
+from t3d.progress import Reporter, progress
 from t3d.types import Decoding, Generation, Prompt
 from t3d.versions import versions
 
@@ -64,6 +65,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     answers_file: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> EvalResult:
     """Accuracy, parallelism and speed of one model at each setting.
 
@@ -75,6 +77,7 @@ def evaluate(
         limit: problems; None takes the benchmark's default.
         seed: which problems of an endless benchmark.
         answers_file: every answer as a line of JSON, for looking at.
+        reporter: is told of finished answers; None shows a bar of its own.
 
     Raises:
         RequestError: a prompt that cannot be decoded at one of the settings, before anything runs.
@@ -87,7 +90,9 @@ def evaluate(
     if answers_file is not None:
         _append_answers(answers_file, "", (), (), ())  # a folder that cannot be written shows now, not after an hour
     results = []
-    with progress(f"evaluate {name}", len(prompts) * len(settings), "answers") as bar:
+    total = len(prompts) * len(settings)
+    shown = progress(f"evaluate {name}", total, "answers") if reporter is None else contextlib.nullcontext(reporter)
+    with shown as bar:
         for decoding in settings:
             started = time.monotonic()
             generations = engine.generate(prompt_ids, decoding, on_finish=lambda _, __: bar.advance(1))

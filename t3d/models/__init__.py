@@ -1,5 +1,6 @@
 """Model families over Hugging Face transformers, attention patterns, and scoring."""
 
+from t3d.models import quiet  # noqa: F401  before anything of transformers
 from t3d.models.building import random_model
 from t3d.models.loading import (
     BUILT_IN,

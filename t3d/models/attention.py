@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+TILE = 128
+"""Side, in tokens, of the tiles that FlexAttention's kernels skip where nothing in them is seen."""
+
 Positions = TypeVar("Positions", int, Tensor, NDArray[np.int64])
 
 CLEAN, NOISY = 0, 1

@@ -1,20 +1,27 @@
-"""Per-token scores from hidden states: log-probabilities, argmax and entropy, in chunks over the tokens.
+"""Per-token scores from hidden states: log-probabilities, argmax, entropy and KL, in chunks over the tokens.
 
 No [tokens, vocabulary] array of a whole batch ever exists: each chunk's logits are made, reduced and dropped, and made
-again in the backward pass. Shape legend: M scored tokens, H hidden size, K targets a token, V vocabulary.
+again in the backward pass, which needs of the first one only each token's normaliser and entropy. Library kernels
+(Liger's and cut-cross-entropy's fused heads, torch's own) do this for the loss of one target a token; here a token has
+several targets, and the objective that joins them is known only after the whole batch is scored.
+
+Shape legend: M scored tokens, H hidden size, K targets a token, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from t3d.noise import gumbel_noise
 
-CHUNK_TOKENS = 2048
+CHUNK_LOGITS = 2**29
+"""Logits of one chunk: 1 GiB in bfloat16."""
+SMALLEST_CHUNK = 256
 
 
 @dataclass(slots=True)
@@ -26,12 +33,40 @@ class TokenScores:
         argmax: int64 [M] most likely token, never the mask token.
         own: int64 [M] the token that the model itself would produce: its argmax, or a draw.
         entropy: float32 [M] nats, or None if not asked for.
+        divergence: float32 [M] nats, KL(teacher || this model), or None without a teacher.
     """
 
     logp: Tensor
     argmax: Tensor
     own: Tensor
     entropy: Tensor | None = None
+    divergence: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Another model's distributions at the same positions, without gradients.
+
+    Attributes:
+        hidden: float [M, H'] its final hidden states.
+        head_weight: float [V, H'].
+    """
+
+    hidden: Tensor
+    head_weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked of every chunk; the arguments of `score_tokens` by the same names."""
+
+    mask_token_id: int
+    entropy: bool
+    append_own: bool
+    temperature: float
+    chunk_tokens: int
+    compute_dtype: torch.dtype
+    fused: bool
 
 
 def score_tokens(
@@ -44,12 +79,15 @@ def score_tokens(
     append_own: bool = False,
     temperature: float = 0.0,
     draw_keys: Tensor | None = None,
-    chunk_tokens: int = CHUNK_TOKENS,
+    teacher: Teacher | None = None,
+    chunk_tokens: int | None = None,
+    fused: bool = False,
 ) -> TokenScores:
     """Score M positions with the LM head.
 
     Log-probabilities are over the whole vocabulary, the mask token included, as the public code has them; the argmax
-    and the draw leave it out, since decoding can never produce it.
+    and the draw leave it out, since decoding can never produce it. Products are computed in autocast's dtype where it
+    is on; what follows them, and the sum of the head's gradient over chunks, in float32 (float64 for float64 inputs).
 
     Args:
         hidden: float [M, H] final hidden states at the positions to score.
@@ -60,46 +98,186 @@ def score_tokens(
         append_own: score the model's own token as one more target: `logp` is then [M, K + 1].
         temperature: of the own token; 0 is the argmax.
         draw_keys: int64 [M], what each draw depends on (`t3d.noise`); needed when temperature > 0.
-        chunk_tokens: positions per chunk.
+        teacher: also return the divergence from it.
+        chunk_tokens: positions per chunk; None takes as many as make 2**29 logits.
+        fused: let torch.compile join what happens between the products.
 
     Returns:
-        `TokenScores`; `logp` and `entropy` carry gradients where `hidden` or `head_weight` do.
+        `TokenScores`; `logp`, `entropy` and `divergence` carry gradients where `hidden` or `head_weight` do.
     """
-    chunks = []
-    for start in range(0, max(1, hidden.shape[0]), chunk_tokens):  # no positions: one empty chunk, gradient intact
-        part = slice(start, start + chunk_tokens)
-        keys = draw_keys[part] if temperature > 0 and draw_keys is not None else None
-        arguments = (hidden[part], head_weight, targets[part], mask_token_id, append_own, temperature, keys, entropy)
-        if torch.is_grad_enabled():
-            chunks.append(checkpoint(_score_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            chunks.append(_score_chunk(*arguments))
-    logp, best, own, spread = zip(*chunks, strict=True)
-    return TokenScores(torch.cat(logp), torch.cat(best), torch.cat(own), torch.cat(spread) if entropy else None)
+    device_type = hidden.device.type
+    lowered = torch.is_autocast_enabled(device_type)
+    wanted = _Wanted(
+        mask_token_id=mask_token_id,
+        entropy=entropy,
+        append_own=append_own,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens or max(SMALLEST_CHUNK, CHUNK_LOGITS // head_weight.shape[0]),
+        compute_dtype=torch.get_autocast_dtype(device_type) if lowered else hidden.dtype,
+        fused=fused,
+    )
+    keys = draw_keys if temperature > 0 else None
+    theirs = (teacher.hidden.detach(), teacher.head_weight.detach()) if teacher is not None else (None, None)
+    logp, spread, divergence, argmax, own = _ScoreTokens.apply(hidden, head_weight, targets, keys, *theirs, wanted)
+    return TokenScores(logp, argmax, own, spread if entropy else None, divergence if teacher is not None else None)
 
 
-def _score_chunk(
-    hidden: Tensor,
-    head_weight: Tensor,
+class _ScoreTokens(torch.autograd.Function):
+    """(hidden, head_weight) -> (logp, entropy, divergence), with argmax and own token beside them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        keys: Tensor | None,
+        teacher_hidden: Tensor | None,
+        teacher_weight: Tensor | None,
+        wanted: _Wanted,
+    ) -> tuple[Tensor, ...]:
+        summarise = _fused_summary if wanted.fused else _summary
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = head_weight.to(wanted.compute_dtype)
+            parts = [
+                summarise(
+                    hidden[part].to(wanted.compute_dtype) @ weight.T,
+                    _logits(teacher_hidden, teacher_weight, part, wanted.compute_dtype),
+                    targets[part],
+                    keys[part] if keys is not None else None,
+                    wanted.mask_token_id,
+                    wanted.entropy,
+                    wanted.append_own,
+                    wanted.temperature,
+                )
+                for part in _chunks(hidden.shape[0], wanted.chunk_tokens)
+            ]
+        logp, entropy, divergence, normaliser, argmax, own = map(torch.cat, zip(*parts, strict=True))
+        scored = torch.cat([targets, own[:, None]], dim=1) if wanted.append_own else targets
+        ctx.save_for_backward(hidden, head_weight, teacher_hidden, teacher_weight, scored, normaliser, entropy)
+        ctx.wanted = wanted
+        ctx.mark_non_differentiable(argmax, own)
+        return logp, entropy, divergence, argmax, own
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, logp_gradient: Tensor, entropy_gradient: Tensor, divergence_gradient: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        hidden, head_weight, teacher_hidden, teacher_weight, scored, normaliser, entropy = ctx.saved_tensors
+        wanted: _Wanted = ctx.wanted
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        differentiate = _fused_logit_gradient if wanted.fused else _logit_gradient
+        summed_in = torch.promote_types(head_weight.dtype, torch.float32)
+        hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
+        weight_gradient = torch.zeros_like(head_weight, dtype=summed_in) if wants_weight else None
+        weight = head_weight.to(wanted.compute_dtype)
+        for part in _chunks(hidden.shape[0], wanted.chunk_tokens):
+            inputs = hidden[part].to(wanted.compute_dtype)
+            gradient = differentiate(
+                inputs @ weight.T,
+                _logits(teacher_hidden, teacher_weight, part, wanted.compute_dtype),
+                scored[part],
+                normaliser[part],
+                logp_gradient[part],
+                entropy[part] if wanted.entropy else None,
+                entropy_gradient[part],
+                divergence_gradient[part],
+            )
+            if hidden_gradient is not None:
+                hidden_gradient[part] = gradient @ weight
+            if weight_gradient is not None:
+                weight_gradient += _product(gradient.T, inputs, summed_in)
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(head_weight.dtype)
+        return hidden_gradient, weight_gradient, None, None, None, None, None
+
+
+def _chunks(num_tokens: int, chunk_tokens: int) -> list[slice]:
+    """No tokens: one empty chunk, so that every result has its shape."""
+    return [slice(start, start + chunk_tokens) for start in range(0, max(1, num_tokens), chunk_tokens)]
+
+
+def _logits(hidden: Tensor | None, head_weight: Tensor | None, part: slice, dtype: torch.dtype) -> Tensor | None:
+    """A teacher's of one chunk, [C, V]; without a teacher, none."""
+    if hidden is None or head_weight is None:
+        return None
+    return hidden[part].to(dtype) @ head_weight.to(dtype).T
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in `dtype`, not rounded to the inputs' before, where the device can do that."""
+    if left.is_cuda and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left @ right
+
+
+def _summary(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
     targets: Tensor,
+    draw_keys: Tensor | None,
     mask_token_id: int,
+    wants_entropy: bool,
     append_own: bool,
     temperature: float,
-    draw_keys: Tensor | None,
-    entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    logits = torch.nn.functional.linear(hidden, head_weight)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+) -> tuple[Tensor, ...]:
+    """All that is kept of one chunk's logits [C, V]: logp, entropy, divergence, normaliser, argmax, own token."""
+    logits = _at_least_float32(logits)
     normaliser = logits.logsumexp(dim=-1)
-    allowed = logits.detach().clone()
-    allowed[:, mask_token_id] = -torch.inf
-    best = own = allowed.argmax(dim=-1)
+    entropy, divergence = torch.zeros_like(normaliser), torch.zeros_like(normaliser)
+    if wants_entropy:
+        log_probabilities = logits - normaliser[:, None]
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    if teacher_logits is not None:
+        theirs = _at_least_float32(teacher_logits).log_softmax(dim=-1)
+        divergence = (theirs.exp() * (theirs - (logits - normaliser[:, None]))).sum(dim=-1)
+    is_mask = torch.arange(logits.shape[1], device=logits.device) == mask_token_id
+    allowed = logits.masked_fill(is_mask, -torch.inf)
+    argmax = own = allowed.argmax(dim=-1)
     if draw_keys is not None:
         own = (allowed / temperature + gumbel_noise(draw_keys, allowed.shape[1])).argmax(dim=-1)
     if append_own:
         targets = torch.cat([targets, own[:, None]], dim=1)
     logp = logits.gather(1, targets) - normaliser[:, None]
-    if not entropy:
-        return logp, best, own, None
+    return logp, entropy, divergence, normaliser, argmax, own.clone()
+
+
+def _logit_gradient(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    targets: Tensor,
+    normaliser: Tensor,
+    logp_gradient: Tensor,
+    entropy: Tensor | None,
+    entropy_gradient: Tensor,
+    divergence_gradient: Tensor,
+) -> Tensor:
+    """Gradient with respect to one chunk's logits, [C, V] in their dtype.
+
+    With p the softmax and q the teacher's: d logp_k / d z_j = [j = k] - p_j, d entropy / d z_j = -p_j (log p_j +
+    entropy), and d KL(q || p) / d z_j = p_j - q_j.
+    """
+    dtype = logits.dtype
+    logits = _at_least_float32(logits)
     log_probabilities = logits - normaliser[:, None]
-    return logp, best, own, -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    pull = logp_gradient.sum(dim=1, keepdim=True)
+    if entropy is not None:
+        pull = pull + entropy_gradient[:, None] * (log_probabilities + entropy[:, None])
+    if teacher_logits is not None:
+        pull = pull - divergence_gradient[:, None]
+    gradient = -log_probabilities.exp() * pull
+    if teacher_logits is not None:
+        gradient = gradient - divergence_gradient[:, None] * _at_least_float32(teacher_logits).softmax(dim=-1)
+    tokens = torch.arange(logits.shape[1], device=logits.device)
+    for k in range(targets.shape[1]):
+        gradient = gradient + torch.where(tokens == targets[:, k, None], logp_gradient[:, k, None], 0.0)
+    return gradient.to(dtype)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+_fused_summary = torch.compile(_summary)
+_fused_logit_gradient = torch.compile(_logit_gradient)

@@ -29,6 +29,9 @@ class Task(Protocol):
     def grade(self, response_text: str, answer: str) -> bool:
         """Whether a response is right."""
 
+    def extract_answer(self, response_text: str) -> str | None:
+        """What a response gives as its answer, for `grade` to hold another response against; None if it gives none."""
+
 
 TASKS: dict[str, Task] = {"story": StoryTask()}
 

@@ -1,47 +1,96 @@
 """What a run needs to go on exactly where it stopped, written so that a kill never leaves a half-written one.
 
-A checkpoint is a folder `step-000120` that appears by atomic rename: the model's weights, optimizer, reference, and the
-step. Noise and data order are functions of the step, so no random state is stored.
+A checkpoint is a folder `step-000120` that appears by atomic rename: the model's weights, optimizer, reference, the
+step, and the run's own bookkeeping. Noise and data order are functions of the step, so no random state is stored.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from t3d.errors import RequestError, WorkError
 from t3d.training.learner import Learner, LearnerState
 
-PREFIX = "step-"
+logger = logging.getLogger(__name__)
+
+PREFIX, PARTIAL = "step-", ".partial"
 
 
 class Checkpoints:
-    """The checkpoint folder of one run; keeps the newest `keep`."""
+    """The checkpoint folder of one run; keeps the newest `keep`.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    With `asynchronous`, `save` returns as soon as the state is copied to the host's memory, and a thread writes it. As
+    a context manager it ends when the last checkpoint is written, whatever else went wrong.
+    """
+
+    def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
         self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except WorkError as failure:
+            if error is None:
+                raise
+            logger.warning("%s", failure)  # what stopped the run is the news
 
     def newest(self) -> Path | None:
         """The last complete checkpoint, or None."""
-        found = sorted(path for path in self._folder.glob(PREFIX + "*") if path.suffix != ".partial")
+        found = self._complete()
         return found[-1] if found else None
 
-    def save(self, step: int, state: LearnerState) -> None:
-        """Write the state after optimizer step `step` (1-based).
+    def save(self, step: int, state: LearnerState, progress: Mapping[str, Any] | None = None) -> None:
+        """Write the state after optimizer step `step` (1-based); the state may change as soon as this returns.
+
+        Args:
+            step: finished steps.
+            state: of the learner.
+            progress: what else the run must remember, as JSON.
 
         Raises:
-            WorkError: the disk refuses; earlier checkpoints stay.
+            WorkError: the disk refuses this one, or refused the one before; earlier checkpoints stay.
         """
+        self.wait()
+        if self._thread is None:
+            self.write(step, state, progress or {})
+        else:
+            self._under_way = self._thread.submit(self.write, step, on_host(state), dict(progress or {}))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written.
+
+        Raises:
+            WorkError: the disk refused it.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def write(self, step: int, state: LearnerState, progress: Mapping[str, Any]) -> None:
+        """Write a checkpoint here and now; as `save` otherwise."""
         final = self._folder / f"{PREFIX}{step:06d}"
-        partial = final.with_suffix(".partial")
+        partial = final.with_suffix(PARTIAL)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -49,7 +98,7 @@ class Checkpoints:
             torch.save(state.optimizer, partial / "optimizer.pt")
             if state.reference:
                 save_file(_plain(state.reference), partial / "reference.safetensors")
-            (partial / "state.json").write_text(json.dumps({"step": step}))
+            (partial / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
@@ -58,17 +107,18 @@ class Checkpoints:
             raise WorkError(
                 f"checkpoint {final}: {reason}; earlier checkpoints are intact, --resume goes on"
             ) from error
-        for old in sorted(self._folder.glob(PREFIX + "*"))[: -self._keep]:
+        for old in (*self._complete()[: -self._keep], *self._folder.glob(f"{PREFIX}*{PARTIAL}")):
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, path: Path, learner: Learner) -> int:
-        """Restore everything in place; returns the step after which it was saved.
+    def load(self, path: Path, learner: Learner) -> tuple[int, dict[str, Any]]:
+        """Restore the learner in place; returns the step after which it was saved, and the run's `progress`.
 
         Raises:
             RequestError: torn, or of another model.
         """
         try:
-            step = int(json.loads((path / "state.json").read_text())["step"])
+            stored = json.loads((path / "state.json").read_text())
+            step, progress = int(stored["step"]), dict(stored.get("progress", {}))
             reference = path / "reference.safetensors"
             state = LearnerState(
                 weights=load_file(path / "model.safetensors"),
@@ -81,24 +131,45 @@ class Checkpoints:
             raise RequestError(
                 f"checkpoint {path}: cannot be used: {reason}; remove it to go on from an earlier one"
             ) from error
-        return step
+        return step, progress
+
+    def _complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [path for path in self._folder.glob(PREFIX + "*") if path.suffix != PARTIAL]
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def on_host(state: LearnerState) -> LearnerState:
+    """A copy in the host's memory that shares none with the state.
+
+    Copies from a CUDA device go to pinned memory and run behind the program; it waits once, for all of them.
+    """
+    copied = LearnerState(_copied(state.weights), _copied(state.reference), _copied(state.optimizer))
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    """Nested dicts, lists and tuples with every tensor copied."""
+    if isinstance(value, Tensor):
+        return _copied_tensor(value)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    return value
+
+
+def _copied_tensor(tensor: Tensor) -> Tensor:
+    if is_traceable_wrapper_subclass(tensor):  # an 8-bit optimizer's moments: plain tensors behind the face of one
+        inner, context = tensor.__tensor_flatten__()
+        parts = {name: _copied_tensor(getattr(tensor, name)) for name in inner}
+        return type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+    host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+    return host.copy_(tensor.detach(), non_blocking=True)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As safetensors takes them."""
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def same_run(file: Path, recipe: dict[str, Any]) -> str | None:
-    """The first key (dotted) in which the recipe stored in `file` differs from `recipe`; None if they agree."""
-    return _first_difference(json.loads(file.read_text()), recipe)
-
-
-def _first_difference(stored: Any, asked: Any, at: str = "") -> str | None:
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in sorted({*stored, *asked}):
-            difference = _first_difference(stored.get(key), asked.get(key), f"{at}.{key}".lstrip("."))
-            if difference is not None:
-                return difference
-        return None
-    return None if stored == asked else at

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,11 +105,13 @@ class StepDataset(Dataset[list[PackedBatch]]):
         model: SDARConfig,
         seed: int,
         share: Share,
+        tiled: bool = False,
     ) -> None:
         self._rows, self._corruption, self._hider, self._batch = rows, corruption, hider, batch
         self._examples_per_step, self._seed, self._share = examples_per_step, seed, share
         self._block_size = corruption.block_size or model.block_size
         self._mask_token_id, self._vocab_size = mask_token_id(model), model.vocab_size
+        self._tiled = tiled
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[PackedBatch]:
@@ -122,6 +124,7 @@ class StepDataset(Dataset[list[PackedBatch]]):
             row_tokens=self._batch.row_tokens,
             block_size=self._block_size,
             num_examples_in_step=self._examples_per_step,
+            tiled=self._tiled,
         )
 
     def _example(self, epoch: int, place: int) -> NoisyExample:
@@ -145,7 +148,7 @@ class StepDataset(Dataset[list[PackedBatch]]):
 
 def prepared_steps(
     dataset: StepDataset, first_step: int, last_step: int, num_workers: int
-) -> Iterator[list[PackedBatch]]:
+) -> Generator[list[PackedBatch], None, None]:
     """Steps `first_step` .. `last_step` - 1 in order, prepared ahead by `num_workers` processes (0: by this one)."""
     steps = range(first_step, last_step)
     if num_workers == 0:

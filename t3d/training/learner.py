@@ -10,15 +10,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
+from t3d.errors import RequestError
+from t3d.models import SDARConfig
+from t3d.models.flex import SMALLEST_HEAD, span_block_mask
 from t3d.models.scoring import TokenScores
 from t3d.objectives import Objective
 from t3d.objectives.base import mean_over_step, mean_per_example
+from t3d.training.copying import copy_into
+from t3d.training.draws import seed_dropout, seed_rounding
+from t3d.training.memory import checkpoint_layers, choose_layers
 from t3d.training.optimizers import build_optimizer, learning_rate_share, set_learning_rate
-from t3d.training.reference import CopyReference, Reference, copy_into
-from t3d.training.scorer import Scorer, judge_batch, score_batch
+from t3d.training.phases import BACKWARD, FORWARD, OPTIMIZER, REFERENCE, Phases
+from t3d.training.precision import compute_dtype
+from t3d.training.reference import Reference, build_reference
+from t3d.training.scorer import Computing, Scorer, judge_batch, score_batch
 from t3d.training.student import Student
 
 
@@ -44,31 +53,57 @@ class Learner:
         student: what is trained.
         reference: the frozen model, if the objective needs one.
         optimizer: over the student's trained weights.
+        computing: how forward passes are carried out.
+        checkpointed_layers: of the student; None until the first step has seen what memory allows.
+
+    `phases` is told which part of a step runs (`t3d.training.phases`).
     """
 
-    def __init__(self, student: Student, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        student: Student,
+        objective: Objective,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        phases: Phases | None = None,
+    ) -> None:
         self.student, self._objective, self._recipe, self._accelerator = student, objective, recipe, accelerator
+        self._phase = phases or Phases()
         self._computes_in = compute_dtype(recipe)
+        self.computing = computing_of(recipe, student.model.config, accelerator.device)
         self.reference: Reference | None = (
-            CopyReference(student, self._computes_in) if objective.needs_reference else None
+            build_reference(student, recipe, self.computing) if objective.needs_reference else None
         )
         self.optimizer = build_optimizer(student.trainable().values(), recipe.optim)
-        self._scorer = accelerator.prepare_model(Scorer(student.model))
+        self._own_scorer = Scorer(student.model, self.computing)
+        self._scorer = accelerator.prepare_model(self._own_scorer)
+        self.checkpointed_layers: int | None = None
+        if recipe.compute.checkpoint_layers is not None or accelerator.device.type != "cuda":
+            self._checkpoint(recipe.compute.checkpoint_layers or 0)
 
     def step(self, batches: Iterable[PackedBatch], number: int) -> dict[str, Tensor]:
         """Optimizer step `number` (1-based) over this process's batches of it; returns metrics on the device."""
+        seed_dropout(self._recipe.seed, number, self._accelerator.process_index)
         parts = [batch.to(self._accelerator.device) for batch in batches]
+        patterns = [span_block_mask(batch.spans) if self.computing.attention == "flex" else None for batch in parts]
+        if self.checkpointed_layers is None:
+            self._choose_layers(parts, patterns)
         totals: dict[str, Tensor] = {}
-        for index, (batch, judged) in enumerate(zip(parts, self._judge(parts), strict=True)):
+        for index, (batch, pattern, judged) in enumerate(
+            zip(parts, patterns, self._judge(parts, patterns), strict=True)
+        ):
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._scorer):
-                loss, metrics = self._batch_loss(batch, judged)
-                # DDP averages gradients over processes; the loss is already a share of the global mean
-                self._accelerator.backward(loss * self._accelerator.num_processes)
+                with self._phase(FORWARD):
+                    loss, metrics = self._batch_loss(batch, judged, pattern)
+                with self._phase(BACKWARD):
+                    # DDP averages gradients over processes; the loss is already a share of the global mean
+                    self._accelerator.backward(loss * self._accelerator.num_processes)
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         totals = {name: self._accelerator.reduce(value, "sum") for name, value in totals.items()}
-        return {**totals, **self._update(number)}
+        with self._phase(OPTIMIZER):
+            return {**totals, **self._update(number)}
 
     def state(self) -> LearnerState:
         """Everything that a later `load` needs; the tensors are the live ones."""
@@ -89,16 +124,33 @@ class Learner:
             self.reference.load(state.reference)
         self.optimizer.load_state_dict(state.optimizer)
 
-    def _judge(self, batches: Sequence[PackedBatch]) -> list[TokenScores | None]:
+    def _choose_layers(self, batches: Sequence[PackedBatch], patterns: Sequence[BlockMask | None]) -> None:
+        batch, pattern = max(zip(batches, patterns, strict=True), key=lambda pair: pair[0].input_ids.numel())
+        budget = self._recipe.batch.tokens_per_batch
+        with self._autocast():
+            self._checkpoint(choose_layers(self._own_scorer, batch, pattern, self.optimizer, budget))
+
+    def _checkpoint(self, count: int) -> None:
+        self.checkpointed_layers = min(count, len(self.student.model.model.layers))
+        if count:
+            checkpoint_layers(self.student.model, self.checkpointed_layers)
+
+    def _judge(self, batches: Sequence[PackedBatch], patterns: Sequence[BlockMask | None]) -> list[TokenScores | None]:
         """What the reference says of each batch of the step: it is woken once."""
         if self.reference is None:
             return [None] * len(batches)
-        with self.reference.awake() as scorer, self._autocast():
-            return [judge_batch(scorer, batch, self._recipe.reference.temperature) for batch in batches]
+        with self._phase(REFERENCE), self.reference.awake() as scorer, self._autocast():
+            temperature = self._recipe.reference.temperature
+            return [
+                judge_batch(scorer, batch, temperature, pattern)
+                for batch, pattern in zip(batches, patterns, strict=True)
+            ]
 
-    def _batch_loss(self, batch: PackedBatch, judged: TokenScores | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _batch_loss(
+        self, batch: PackedBatch, judged: TokenScores | None, pattern: BlockMask | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
-            scores = score_batch(self._scorer, batch, judged)
+            scores = score_batch(self._scorer, batch, judged, pattern)
         loss, metrics = self._objective(scores, batch.tokens)
         agreement = mean_per_example((scores.argmax == batch.tokens.targets).float(), batch.tokens)
         return loss, {**metrics, "agreement": mean_over_step(agreement, batch.tokens)}
@@ -108,6 +160,7 @@ class Learner:
         grad_norm = self._accelerator.clip_grad_norm_(self._scorer.parameters(), optim.clip_norm)
         learning_rate = optim.lr * learning_rate_share(number - 1, optim)
         set_learning_rate(self.optimizer, learning_rate)
+        seed_rounding(self._recipe.seed, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         every = self._recipe.reference.refresh_every
@@ -120,6 +173,19 @@ class Learner:
         return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=lower)
 
 
-def compute_dtype(recipe: Recipe) -> torch.dtype:
-    """What products are computed in."""
-    return torch.bfloat16 if recipe.precision in ("bf16", "bf16_pure") else torch.float32
+def computing_of(recipe: Recipe, config: SDARConfig, device: torch.device) -> Computing:
+    """The recipe's `compute`, with what it leaves open chosen for the model and the device.
+
+    Raises:
+        RequestError: FlexAttention without CUDA, or for heads that its kernels do not take.
+    """
+    compute, on_cuda = recipe.compute, device.type == "cuda"
+    head_fits = config.head_dim >= SMALLEST_HEAD and config.head_dim & (config.head_dim - 1) == 0
+    if compute.attention == "flex" and not on_cuda:
+        raise RequestError("compute.attention flex: has no backward pass without CUDA; use sdpa")
+    if compute.attention == "flex" and not head_fits:
+        raise RequestError(f"compute.attention flex: does not take heads of {config.head_dim}; use sdpa")
+    return Computing(
+        attention=compute.attention or ("flex" if on_cuda and head_fits else "sdpa"),
+        compiled=on_cuda if compute.compile is None else compute.compile,
+    )

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from t3d.config import OptimConfig
+from t3d.training.requirements import check_package
+from t3d.training.stochastic_adamw import StochasticAdamW
 
 
 def build_optimizer(weights: Iterable[Tensor], optim: OptimConfig) -> Optimizer:
-    """AdamW over these weights; vectors (norm weights) do not decay."""
+    """AdamW over these weights; vectors (norm weights) do not decay, and bfloat16 weights are rounded stochastically.
+
+    Raises:
+        RequestError: torchao is asked for and not installed.
+    """
     weights = list(weights)
     groups = [
         {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": optim.weight_decay},
         {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
     ]
+    if optim.optimizer == "adamw_8bit":
+        return _adamw_8bit(groups, optim)
+    if any(weight.dtype == torch.bfloat16 for weight in weights):
+        return StochasticAdamW(groups, lr=optim.lr, betas=optim.betas)
     return AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def _adamw_8bit(groups: list[dict], optim: OptimConfig) -> Optimizer:
+    check_package("torchao", "optim.optimizer adamw_8bit")
+    warnings.filterwarnings("ignore", message="OptimState8bit does not implement _stable_hash")  # compiled all the same
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(groups, lr=optim.lr, betas=optim.betas, bf16_stochastic_round=True)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):  # a compiled step reads it there
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def learning_rate_share(step: int, optim: OptimConfig) -> float:

@@ -1,25 +1,32 @@
-"""The folder of one run: recipe and versions, metrics as they come, and a picture of them in TensorBoard."""
+"""The folder of one run: what was run with what, metrics as they come, and how it ended."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterator
+import os
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import yaml
 
-from t3d.config import Recipe
+import t3d
+from t3d.config import Recipe, make_recipe
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
-from t3d.training.checkpoint import same_run
+from t3d.training.tracking import Trackers
 from t3d.versions import versions
 
-logger = logging.getLogger(__name__)
+RECIPE_FILE, RECIPE_YAML_FILE, METRICS_FILE = "recipe.json", "recipe.yaml", "metrics.jsonl"
+STARTS_FILE, OUTCOME_FILE = "starts.jsonl", "outcome.json"
 
-RECIPE_FILE, VERSIONS_FILE, METRICS_FILE = "recipe.json", "versions.json", "metrics.jsonl"
+MAY_DIFFER = frozenset(
+    ("batch", "checkpoint", "compute", "device", "evaluation.memory_gib", "log_every", "out", "tracking")
+)
+"""Keys and groups that a resumed run may change: they decide about speed, memory, rounding and records only."""
 
 
 class RunFolder:
@@ -30,20 +37,27 @@ class RunFolder:
     """
 
     def __init__(self, recipe: Recipe, resume: bool) -> None:
-        self.path = Path(recipe.out)
-        self._fields = recipe.model_dump(mode="json", exclude={"device", "out"})
-        self._refuse_foreign(self._fields, resume)
+        self.path, self._recipe = Path(recipe.out), recipe
+        self._refuse_foreign(resume)
 
-    def open(self) -> None:
+    def open(self, **facts: Any) -> None:
         """Write down what is run with what; one process does this, once all of them have looked.
+
+        Args:
+            facts: what else belongs into this start's line of `starts.jsonl`, such as the device.
 
         Raises:
             WorkError: the disk refuses.
         """
+        fields = self._recipe.model_dump(mode="json")
+        compared = {key: value for key, value in fields.items() if key not in ("device", "out")}
+        started = _lines(self.path / STARTS_FILE)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / RECIPE_FILE, json.dumps(self._fields, indent=2) + "\n")
-            write_whole(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+            write_whole(self.path / RECIPE_FILE, json.dumps(compared, indent=2) + "\n")
+            write_whole(self.path / RECIPE_YAML_FILE, yaml.safe_dump(_given(fields), sort_keys=False))
+            write_whole(self.path / STARTS_FILE, "".join([*started, json.dumps({**_this_start(), **facts}) + "\n"]))
+            (self.path / OUTCOME_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise WorkError(f"out {self.path}: {error.strerror or error}") from error
 
@@ -53,15 +67,34 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def best(self) -> Path:
+        """Where the student goes that evaluation found best so far."""
+        return self.path / "best"
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
         return self.path / "checkpoints"
 
     def open_metrics(self, first_step: int, writes: bool = True) -> MetricsLog | NoMetricsLog:
         """A log that goes on after `first_step` finished steps; later lines of a killed run are dropped."""
-        return MetricsLog(self.path, first_step) if writes else NoMetricsLog()
+        if not writes:
+            return NoMetricsLog()
+        trackers = Trackers(self._recipe.tracking, self.path, self._recipe.model_dump(mode="json"), first_step)
+        return MetricsLog(self.path / METRICS_FILE, first_step, trackers)
 
-    def _refuse_foreign(self, fields: dict[str, Any], resume: bool) -> None:
+    def close(self, outcome: dict[str, Any]) -> None:
+        """Write down how the run ended (`outcome.json`).
+
+        Raises:
+            WorkError: the disk refuses.
+        """
+        try:
+            write_whole(self.path / OUTCOME_FILE, json.dumps(outcome, indent=2) + "\n")
+        except OSError as error:
+            raise WorkError(f"out {self.path}: {error.strerror or error}") from error
+
+    def _refuse_foreign(self, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise RequestError(f"out {self.path}: is a file; name a folder")
         if not self.path.exists() or not any(self.path.iterdir()):
@@ -69,8 +102,8 @@ class RunFolder:
         if not (self.path / RECIPE_FILE).exists():
             raise RequestError(f"out {self.path}: holds something else; choose an empty or new folder")
         try:
-            difference = same_run(self.path / RECIPE_FILE, fields)
-        except (OSError, ValueError) as error:  # killed while it was written
+            difference = other_run(self.path / RECIPE_FILE, self._recipe)
+        except (OSError, ValueError) as error:  # killed while it was written, or of another version of this package
             raise RequestError(f"out {self.path}: its {RECIPE_FILE} cannot be read; choose another out") from error
         if difference is not None:
             raise RequestError(f"out {self.path}: holds a run with another {difference}; choose another out")
@@ -79,36 +112,29 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Metrics of optimizer steps: a line of JSON each, and TensorBoard."""
+    """Metrics of optimizer steps: a line of JSON each, passed on to the trackers.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        file = folder / METRICS_FILE
-        kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
+    Args:
+        file: that they are appended to; lines of steps after `first_step` are dropped, all of them if that is 0.
+        first_step: finished steps.
+        trackers: closed with this log.
+    """
+
+    def __init__(self, file: Path, first_step: int, trackers: Trackers) -> None:
+        kept = [line for line in _lines(file) if first_step and json.loads(line)["step"] <= first_step]
         write_whole(file, "".join(kept))
-        self._file = file.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._file, self._trackers = file.open("a"), trackers
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append the metrics of optimizer step `step` (1-based)."""
+        """Append metrics of optimizer step `step` (1-based; 0 is before the first)."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        with self._board_may_fail():
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        self._trackers.log(step, metrics)
 
     def close(self) -> None:
         """Flush everything."""
+        self._trackers.close()
         self._file.close()
-        with self._board_may_fail():
-            self._board.close()
-
-    @contextlib.contextmanager
-    def _board_may_fail(self) -> Iterator[None]:
-        """The picture is worth no run, and its error must not hide the one that stopped the run."""
-        try:
-            yield
-        except OSError as error:
-            logger.warning("TensorBoard logs are incomplete: %s (metrics.jsonl is not)", error.strerror or error)
 
 
 class NoMetricsLog:
@@ -119,6 +145,74 @@ class NoMetricsLog:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def other_run(file: Path, recipe: Recipe) -> str | None:
+    """The first key (dotted) by which the run stored in `file` is another than `recipe`'s; None if it is the same.
+
+    Keys that the stored recipe lacks had their defaults. Those in `MAY_DIFFER` do not make another run.
+
+    Raises:
+        OSError, ValueError: the file cannot be read as a recipe.
+    """
+    stored = make_recipe({**json.loads(file.read_text()), "out": recipe.out})
+    return _first_difference(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
+
+
+def describe_outcome(out: Path) -> str:
+    """One line about a finished run: where the model is, and the best one if the run looked for it."""
+    line = f"{out / 'model'}: the trained model"
+    if not (out / OUTCOME_FILE).exists():
+        return line
+    outcome = json.loads((out / OUTCOME_FILE).read_text())
+    if outcome["stopped_early"]:
+        line += f", stopped early after {outcome['step']:,} of {outcome['steps']:,} steps"
+    best = outcome["best"]
+    if best is not None:
+        line += f"; {out / 'best'}: the best one, {100 * best['accuracy']:.1f}% after step {best['step']:,}"
+    return line
+
+
+def _first_difference(stored: Any, asked: Any, at: str = "") -> str | None:
+    if at in MAY_DIFFER:
+        return None
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted({*stored, *asked}):
+            difference = _first_difference(stored.get(key), asked.get(key), f"{at}.{key}".lstrip("."))
+            if difference is not None:
+                return difference
+        return None
+    return None if stored == asked else at
+
+
+def _this_start() -> dict[str, Any]:
+    """When, where and by what command this process runs which software."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of this package's source, if it runs from a checkout."""
+    root = Path(t3d.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git
+        return None
+    return found.stdout.strip() or None
+
+
+def _given(fields: Any) -> Any:
+    """Without keys that were left open: a recipe as somebody would write it."""
+    if not isinstance(fields, dict):
+        return fields
+    return {key: _given(value) for key, value in fields.items() if value is not None}
 
 
 def _lines(file: Path) -> list[str]:

@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.corruption import PackedBatch
 from t3d.models import SDARForCausalLM, mask_token_id
 from t3d.models.attention import as_attention_mask, two_copy_mask
+from t3d.models.flex import FLEX, span_block_mask
 from t3d.models.scoring import TokenScores, score_tokens
 from t3d.objectives import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """How a scorer's forward is carried out (`t3d.config.ComputeConfig`, with its choices made).
+
+    Attributes:
+        attention: "flex" or "sdpa".
+        compiled: torch.compile of the layers and of what follows the LM head.
+    """
+
+    attention: Literal["flex", "sdpa"] = "sdpa"
+    compiled: bool = False
+
+
+PLAIN = Computing()
 
 
 class Scorer(nn.Module):
     """A model behind one `forward`, so that wrappers (DDP, FSDP) see the LM head's work too."""
 
-    def __init__(self, model: SDARForCausalLM) -> None:
+    def __init__(self, model: SDARForCausalLM, computing: Computing = PLAIN) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._computing = model, computing
+        if computing.attention == "flex":
+            model.set_attn_implementation(FLEX)
+        if computing.compiled:
+            for part in (*model.model.layers, model.model.norm):
+                part.compile(dynamic=True)
 
     def forward(
-        self, batch: PackedBatch, targets: Tensor, append_own: bool = False, temperature: float = 0.0
+        self,
+        batch: PackedBatch,
+        targets: Tensor,
+        append_own: bool = False,
+        temperature: float = 0.0,
+        pattern: BlockMask | None = None,
     ) -> TokenScores:
-        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`."""
-        mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
+        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`.
+
+        `pattern` is the `span_block_mask` of the batch's spans, if it was made before.
+        """
+        # the residual stream is held in what products are computed in, as it is when the model is served
+        embedded = self.model.model.embed_tokens(batch.input_ids)
+        if torch.is_autocast_enabled(embedded.device.type):
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         hidden = self.model.model(
-            input_ids=batch.input_ids,
+            inputs_embeds=embedded,
             position_ids=batch.position_ids,
-            attention_mask=as_attention_mask(mask, self.model.dtype),
+            attention_mask=self._attention_mask(batch, pattern, embedded.dtype),
             use_cache=False,
         ).last_hidden_state
         return score_tokens(
@@ -38,24 +75,46 @@ class Scorer(nn.Module):
             append_own=append_own,
             temperature=temperature,
             draw_keys=batch.tokens.draw_keys,
+            fused=self._computing.compiled,
         )
+
+    def run_layer(self, batch: PackedBatch, pattern: BlockMask | None, inputs: Tensor) -> Tensor:
+        """The first layer alone, over float [R, S, H]: to see what a layer costs."""
+        model = self.model.model
+        (mask,) = self._attention_mask(batch, pattern, inputs.dtype).values()
+        return model.layers[0](
+            inputs,
+            attention_mask=mask,
+            position_ids=batch.position_ids,
+            position_embeddings=model.rotary_emb(inputs, batch.position_ids),
+        )
+
+    def _attention_mask(self, batch: PackedBatch, pattern: BlockMask | None, dtype: torch.dtype) -> dict[str, Any]:
+        if self._computing.attention == "flex":
+            return {"full_attention": pattern if pattern is not None else span_block_mask(batch.spans)}
+        mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
+        return as_attention_mask(mask, dtype)
 
 
 @torch.no_grad()
-def judge_batch(reference: nn.Module, batch: PackedBatch, temperature: float = 0.0) -> TokenScores:
+def judge_batch(
+    reference: nn.Module, batch: PackedBatch, temperature: float = 0.0, pattern: BlockMask | None = None
+) -> TokenScores:
     """The reference's forward: it scores the clean tokens and its own, DDO's real and fake.
 
     Its own token is its argmax, or a draw at `temperature` keyed by the row's noise.
     """
-    return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature)
+    return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature, pattern=pattern)
 
 
-def score_batch(student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None) -> Scores:
+def score_batch(
+    student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None, pattern: BlockMask | None = None
+) -> Scores:
     """The student's forward: what an objective needs of one batch, beside what the reference said of it."""
     if judged is None:
-        scored = student(batch, batch.tokens.targets[:, None])
+        scored = student(batch, batch.tokens.targets[:, None], pattern=pattern)
         return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
-    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1))
+    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1), pattern=pattern)
     return Scores(
         real=scored.logp[:, 0],
         argmax=scored.argmax,

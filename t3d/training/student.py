@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from t3d.config import Recipe
 from t3d.models import SDARForCausalLM, load_model, random_model, save_model
+from t3d.training.copying import copy_model
+from t3d.training.precision import loaded_dtype
+from t3d.training.requirements import check_training
 
 
 class Student:
-    """A model of which some weights are trained.
+    """A model of which some weights are trained: here all.
 
     Attributes:
         model: what forward passes run.
@@ -27,12 +30,23 @@ class Student:
         """The weights that are trained, by name, each once."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
-    def exported(self, dtype: torch.dtype | None = None) -> SDARForCausalLM:
-        """A plain copy in eval mode, on the same device, that shares no memory with what is trained."""
-        return copy.deepcopy(self.model).to(dtype or self.model.dtype).eval()
+    def exported(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> SDARForCausalLM:
+        """A plain copy in eval mode that shares no memory with what is trained.
+
+        Args:
+            dtype: of its weights; None is what `save` writes.
+            device: None is where the student is.
+        """
+        exported = copy_model(self.model, placing(dtype or self.model.dtype, device))
+        exported.set_attn_implementation("sdpa")  # training may have chosen another
+        return exported
+
+    def finished(self) -> SDARForCausalLM:
+        """The plain model in eval mode, for after training: here the trained one itself."""
+        return self.model.eval()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the plain model so that `load_model` reads it.
+        """Write the plain model so that `load_model` reads it, in the dtype in which it is trained.
 
         Raises:
             WorkError: the disk refuses.
@@ -40,23 +54,54 @@ class Student:
         save_model(self.model, folder, tokenizer)
 
 
-def build_student(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device, held_in: torch.dtype
-) -> Student:
+def placing(dtype: torch.dtype, device: str | torch.device | None) -> Callable[[Tensor], Tensor]:
+    """Copies a tensor to this dtype and device (None: where it is)."""
+    return lambda tensor: tensor.to(device=device, dtype=dtype, copy=True)
+
+
+def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Student:
     """The student that a recipe names, in training mode, on its device.
 
     Args:
-        recipe: its `model`.
+        recipe: its `model` and `precision`, which is filled in.
         tokenizer: of the model.
         device: where it is trained.
-        held_in: dtype of the trained weights.
 
     Raises:
-        RequestError: no such model.
+        RequestError: no such model, or it cannot be trained as the recipe asks.
     """
-    if recipe.model.init is not None:
-        model = random_model(recipe.model.init, tokenizer, seed=recipe.seed).to(held_in)
-    else:
+
+    def load(dtype: torch.dtype) -> SDARForCausalLM:
+        if recipe.model.init is not None:
+            return hold_in(dtype, random_model(recipe.model.init, tokenizer, seed=recipe.seed))
         assert recipe.model.source is not None
-        model = load_model(recipe.model.source, dtype=held_in, device="cpu")
-    return Student(model.to(device).train())
+        return load_model(recipe.model.source, dtype=dtype, device="cpu")
+
+    return make_student(load, recipe, device)
+
+
+def make_student(load: Callable[[torch.dtype], SDARForCausalLM], recipe: Recipe, device: torch.device) -> Student:
+    """The student that a recipe makes of a model, in training mode, on its device.
+
+    Args:
+        load: gives the model in a dtype, on any device.
+        recipe: whether adapters are trained, beside which weights, in which precision.
+        device: where it is trained.
+
+    Raises:
+        RequestError: it cannot be trained as the recipe asks.
+    """
+    check_training(recipe)
+    model = load(loaded_dtype(recipe))
+    if recipe.model.adapter is None:
+        return Student(model.to(device).train())
+    from t3d.training.adapters import adapted_student  # here: peft takes seconds to import
+
+    return adapted_student(model, recipe, device)
+
+
+def hold_in(dtype: torch.dtype, model: SDARForCausalLM) -> SDARForCausalLM:
+    """The model itself, its weights now in this dtype; buffers (the rotary frequencies) stay in theirs."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model

@@ -1,97 +1,220 @@
-"""A training run: rows in, steps, and on the way metrics, checkpoints and the student."""
+"""A training run: rows in, steps, and on the way metrics, evaluations, checkpoints and the student."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import logging
+import platform
 import time
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from t3d.config import Recipe
+from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM, as_device, load_tokenizer
+from t3d.models import SDARForCausalLM, load_tokenizer
 from t3d.objectives import build_objective
-from t3d.progress import progress
 from t3d.training.checkpoint import Checkpoints
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
-from t3d.training.learner import Learner
+from t3d.training.device import prepare_device
+from t3d.training.finite import NotFinite, all_finite
+from t3d.training.interrupts import Interrupts, deferred_interrupts
+from t3d.training.learner import Learner, computing_of
+from t3d.training.meter import Meter
+from t3d.training.reporting import RunReport, report_on
 from t3d.training.run_folder import RunFolder
 from t3d.training.student import build_student
+from t3d.training.tracking import check_trackers
+from t3d.training.watching import Watcher
 
-
-def train(recipe: Recipe, resume: bool = False) -> SDARForCausalLM:
-    """Run a recipe to its end and return the student; `recipe.out` holds model, checkpoints and metrics.
-
-    Raises:
-        RequestError: the recipe asks for something that cannot be.
-        WorkError: the loss became non-finite, or the disk refused.
-    """
-    return Trainer(recipe, resume).run()
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training run: models, data and optimizer, built from a recipe."""
+    """One training run: models, data and optimizer, built from a recipe.
+
+    Attributes:
+        finished_steps: optimizer steps, those of earlier parts of a resumed run included.
+        stopped_early: evaluation found nothing better for as long as the recipe's patience.
+    """
 
     def __init__(self, recipe: Recipe, resume: bool = False) -> None:
         self.objective = build_objective(recipe.objective.name, **recipe.objective.options)
-        as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
-        self.accelerator = Accelerator(
-            mixed_precision="no",  # it would hold for every later run of the process; the learner sets its own
-            cpu=recipe.device == "cpu",
-            step_scheduler_with_optimizer=False,
-        )
-        self.recipe = recipe = with_precision(recipe, self.accelerator.device)
-        torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
+        check_trackers(recipe.tracking)
+        self.accelerator, recipe = prepare_device(recipe)
+        self.recipe = recipe
         self.tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source or "")
-        held_in = torch.bfloat16 if recipe.precision == "bf16_pure" else torch.float32
-        student = build_student(recipe, self.tokenizer, self.accelerator.device, held_in)
+        student = build_student(recipe, self.tokenizer, self.accelerator.device)
         self._dataset = self._load_data(student.model)
         self.folder = RunFolder(recipe, resume)
+        self.watcher = (
+            Watcher(recipe.evaluation, recipe, student, self.tokenizer, self.folder.best)
+            if recipe.evaluation is not None
+            else None
+        )
+        self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.asynchronous)
+        self.learner = Learner(student, self.objective, recipe, self.accelerator)
+        self.finished_steps, self._seconds_before = self._restore() if resume else (0, 0.0)
+        self._saved_steps, self._saved_at = self.finished_steps, time.monotonic()
+        self.stopped_early = self.watcher is not None and self.watcher.wants_to_stop
         self.accelerator.wait_for_everyone()  # nobody may take the main process's new files for an earlier run
         if self.accelerator.is_main_process:
-            self.folder.open()
-        self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep)
-        self.learner = Learner(student, self.objective, recipe, self.accelerator)
-        self.finished_steps = self._restore() if resume else 0
+            self.folder.open(**self._facts_of_start(resume))
 
     @property
     def model(self) -> SDARForCausalLM:
         """What is trained."""
         return self.learner.student.model
 
-    def run(self) -> SDARForCausalLM:
-        """Train to the last step, then save the student."""
-        recipe, total, is_main = self.recipe, self.recipe.optim.steps, self.accelerator.is_main_process
-        steps = prepared_steps(self._dataset, self.finished_steps, total, recipe.batch.num_workers)
-        log = self.folder.open_metrics(self.finished_steps, writes=is_main)
-        started = time.monotonic()
-        with contextlib.closing(log), progress("train", total, "steps", self.finished_steps, shown=is_main) as bar:
-            for batches in steps:
-                metrics = self.learner.step(batches, self.finished_steps + 1)
-                self.finished_steps += 1
-                shown: dict[str, float | str] = {}
-                if self.finished_steps % recipe.log_every == 0 or self.finished_steps == total:
-                    values = self._finite(metrics)
-                    log.write(self.finished_steps, {**values, "seconds": time.monotonic() - started})
-                    shown = {"loss": values["loss"], "agreement": values["agreement"]}
-                bar.advance(1, **shown)
-                self._maybe_checkpoint()
-        if is_main:
-            self.learner.student.save(self.folder.model, self.tokenizer)
-        self.accelerator.wait_for_everyone()
-        return self.model.eval()
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to do."""
+        return self.stopped_early or self.finished_steps == self.recipe.optim.steps
 
-    def _finite(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            broken = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-            kept = self.checkpoints.newest()
-            where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
-            raise WorkError(f"step {self.finished_steps}: {broken} not finite; {where}; try a lower optim.lr")
-        return values
+    def run(self) -> SDARForCausalLM:
+        """Train to the last step, or until evaluation sees no more progress; then save the student.
+
+        Raises:
+            KeyboardInterrupt: somebody asked the run to stop; its message says from where it goes on.
+            WorkError: the loss became non-finite, or the disk refused.
+        """
+        first, total = self.finished_steps, self.recipe.optim.steps
+        is_main = self.accelerator.is_main_process
+        with (
+            deferred_interrupts() as interrupts,
+            self.checkpoints,
+            report_on(self.recipe, self.folder, self._meter(), first, is_main) as report,
+            contextlib.closing(prepared_steps(self._dataset, first, total, self._num_workers())) as steps,
+        ):
+            self._evaluate_if_due(report, interrupts)
+            self._checkpoint_if_due(report, interrupts)
+            while not self.is_over:
+                self._step(next(steps), report)
+                self._evaluate_if_due(report, interrupts)
+                self._checkpoint_if_due(report, interrupts)
+            if is_main:
+                self.learner.student.save(self.folder.model, self.tokenizer)
+                self.folder.close(self._outcome(report))
+            self.accelerator.wait_for_everyone()
+        return self.learner.student.finished()
+
+    def _step(self, batches: list[PackedBatch], report: RunReport) -> None:
+        metrics = self.learner.step(batches, self.finished_steps + 1)
+        self.finished_steps += 1
+        self._require_finite(report.step(self.finished_steps, metrics, batches))
+
+    def _evaluate_if_due(self, report: RunReport, interrupts: Interrupts) -> None:
+        """The main process evaluates, the others wait for what it says of stopping."""
+        watcher, is_main = self.watcher, self.accelerator.is_main_process
+        if watcher is None or not watcher.is_due(self.finished_steps):
+            return
+        self._require_finite(report.check())
+        finished = is_main and report.evaluation(self.finished_steps, watcher, interrupts)
+        (finished,) = self._any(finished)
+        if finished:
+            watcher.record(self.finished_steps)
+        (self.stopped_early,) = self._any(is_main and watcher.wants_to_stop)
+
+    def _checkpoint_if_due(self, report: RunReport, interrupts: Interrupts) -> None:
+        """Also where the run ends before its last step; an interrupted one ends here."""
+        config, is_main = self.recipe.checkpoint, self.accelerator.is_main_process
+        minutes = (time.monotonic() - self._saved_at) / 60
+        interrupted, by_clock = self._any(
+            interrupts.asked, is_main and config.every_minutes > 0 and minutes >= config.every_minutes
+        )
+        by_steps = config.every_steps > 0 and self.finished_steps % config.every_steps == 0
+        keeps_any = config.every_steps > 0 or config.every_minutes > 0
+        ends_here = (interrupted and not self.is_over) or self.stopped_early
+        if (by_steps or by_clock or (keeps_any and ends_here)) and self.finished_steps > self._saved_steps:
+            self._checkpoint(report)
+        if interrupted and not self.is_over:
+            self.checkpoints.wait()
+            self.accelerator.wait_for_everyone()  # so that each of them can name it
+            raise KeyboardInterrupt(f"stopped after step {self.finished_steps}; {self._where_it_goes_on()}")
+
+    def _checkpoint(self, report: RunReport) -> None:
+        self._require_finite(report.check())
+        state = self.learner.state()
+        if not all_finite(state.weights.values()):
+            raise WorkError(f"step {self.finished_steps}: weights are not finite; {self._last_checkpoint()}")
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.finished_steps, state, self._progress(report))
+        self._saved_steps, self._saved_at = self.finished_steps, time.monotonic()
+
+    def _progress(self, report: RunReport) -> dict[str, Any]:
+        """What a resumed run must know beside the learner's state."""
+        return {
+            "seconds": report.meter.seconds,
+            "evaluated": self.watcher.evaluated if self.watcher is not None else [],
+        }
+
+    def _restore(self) -> tuple[int, float]:
+        """Finished steps, and the seconds that they took."""
+        newest = self.checkpoints.newest()
+        if newest is None:
+            if self.accelerator.is_main_process:
+                logger.warning("out %s: holds no checkpoint to go on from; starting from step 0", self.folder.path)
+            return 0, 0.0
+        step, progress = self.checkpoints.load(newest, self.learner)
+        if self.watcher is not None:
+            self.watcher.evaluated = list(progress.get("evaluated", ()))
+        return step, float(progress.get("seconds", 0.0))
+
+    def _outcome(self, report: RunReport) -> dict[str, Any]:
+        best = self.watcher.best if self.watcher is not None else None
+        return {
+            "step": self.finished_steps,
+            "steps": self.recipe.optim.steps,
+            "stopped_early": self.finished_steps < self.recipe.optim.steps,
+            "seconds": report.meter.seconds,
+            "best": None if best is None else {"step": best.step, "accuracy": best.accuracy},
+        }
+
+    def _meter(self) -> Meter:
+        return Meter(
+            self.accelerator,
+            self.model.config,
+            has_reference=self.learner.reference is not None,
+            trains_all=self.recipe.model.adapter is None,
+            seconds_before=self._seconds_before,
+        )
+
+    def _require_finite(self, found: NotFinite | None) -> None:
+        if found is not None:
+            where = self._last_checkpoint()
+            raise WorkError(f"step {found.step}: {found.names} not finite; {where}; try a lower optim.lr")
+
+    def _last_checkpoint(self) -> str:
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest()
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint was written yet"
+
+    def _where_it_goes_on(self) -> str:
+        newest = self.checkpoints.newest()
+        return f"--resume goes on from {newest}" if newest else "no checkpoint is on disk (checkpoint.every_minutes)"
+
+    def _num_workers(self) -> int:
+        """Processes that prepare batches; a CUDA device would have to wait for this one."""
+        asked = self.recipe.batch.num_workers
+        return asked if asked is not None else 2 * (self.accelerator.device.type == "cuda")
+
+    def _any(self, *asked: bool) -> list[bool]:
+        """What at least one process asks for; each gets the same answer."""
+        if self.accelerator.num_processes == 1:
+            return list(asked)
+        flags: Tensor = torch.tensor(asked, dtype=torch.int32, device=self.accelerator.device)
+        return [bool(flag) for flag in self.accelerator.reduce(flags, "sum").tolist()]
+
+    def _facts_of_start(self, resume: bool) -> dict[str, Any]:
+        device = self.accelerator.device
+        return {
+            "resume": resume,
+            "finished_steps": self.finished_steps,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            "num_processes": self.accelerator.num_processes,
+        }
 
     def _load_data(self, model: SDARForCausalLM) -> StepDataset:
         recipe, num_processes = self.recipe, self.accelerator.num_processes
@@ -100,6 +223,7 @@ class Trainer:
                 f"optim.examples_per_step {recipe.optim.examples_per_step}: must be at least one for each of the "
                 f"{num_processes} processes"
             )
+        assert recipe.data is not None, "rounds are run by t3d.training.train"
         if self.objective.needs_trajectories and recipe.data.task:
             raise RequestError(
                 f"objective {recipe.objective.name}: needs trajectories, not data.task; run t3d rollout first"
@@ -113,25 +237,5 @@ class Trainer:
             model=model.config,
             seed=recipe.seed,
             share=Share(self.accelerator.process_index, num_processes),
+            tiled=computing_of(recipe, model.config, self.accelerator.device).attention == "flex",
         )
-
-    def _restore(self) -> int:
-        newest = self.checkpoints.newest()
-        return 0 if newest is None else self.checkpoints.load(newest, self.learner)
-
-    def _maybe_checkpoint(self) -> None:
-        every = self.recipe.checkpoint.every_steps
-        if not every or self.finished_steps % every:
-            return
-        state = self.learner.state()
-        if not all(bool(torch.isfinite(weight).all()) for weight in state.weights.values()):
-            raise WorkError(f"step {self.finished_steps}: weights are not finite; earlier checkpoints are intact")
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(self.finished_steps, state)
-
-
-def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with its precision filled in: bf16 on CUDA, fp32 on the CPU."""
-    if recipe.precision is not None:
-        return recipe
-    return recipe.model_copy(update={"precision": "bf16" if device.type == "cuda" else "fp32"})

@@ -174,13 +174,16 @@ def count(path: str | Path, *, allow_partial: bool = False) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def write(path: str | Path, rows: Iterable[Trajectory], meta: TrajectoryMeta) -> None:
-    """Write a complete trajectory folder; raises like `TrajectoryWriter`."""
+def write(path: str | Path, rows: Iterable[Trajectory], meta: TrajectoryMeta, resume: bool = False) -> None:
+    """Write a complete trajectory folder, or with `resume` the rest of one of the same rows; raises like
+    `TrajectoryWriter`.
+    """
     rows = list(rows)
     starts = range(0, max(len(rows), 1), _ROWS_PER_SHARD)
-    writer = TrajectoryWriter(path, meta, request_fingerprint="", num_shards=len(starts))
+    writer = TrajectoryWriter(path, meta, request_fingerprint="", num_shards=len(starts), resume=resume)
     for index, start in enumerate(starts):
-        writer.write_shard(index, rows[start : start + _ROWS_PER_SHARD])
+        if index not in writer.finished:
+            writer.write_shard(index, rows[start : start + _ROWS_PER_SHARD])
 
 
 def _read_shards(folder: Path, manifest: Manifest) -> Iterator[Trajectory]:

@@ -9,8 +9,14 @@ _MARKER = "####"
 _NUMBER = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]+)?)(?![0-9]|[.,][0-9])")
 
 
+def extract_answer(response_text: str) -> str | None:
+    """The number right after the last `####`, as it is written; None if there is none."""
+    _, marker, tail = response_text.rpartition(_MARKER)
+    found = _NUMBER.match(tail) if marker else None
+    return found[1] if found else None
+
+
 def grade(response_text: str, answer: str) -> bool:
     """Whether the number right after the last `####` equals `answer`; a response without one is wrong."""
-    _, marker, tail = response_text.rpartition(_MARKER)
-    found = _NUMBER.match(tail)
-    return bool(marker) and found is not None and Decimal(found[1]) == Decimal(answer)
+    found = extract_answer(response_text)
+    return found is not None and Decimal(found) == Decimal(answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from t3d.tasks.story.examples import Example, make
-from t3d.tasks.story.grader import grade
+from t3d.tasks.story.grader import extract_answer, grade
 from t3d.types import Prompt
 
 
@@ -23,6 +23,10 @@ class StoryTask:
     def grade(self, response_text: str, answer: str) -> bool:
         """Whether the number after the last `####` is the answer."""
         return grade(response_text, answer)
+
+    def extract_answer(self, response_text: str) -> str | None:
+        """The number after the last `####`."""
+        return extract_answer(response_text)
 
 
 def _prompt(example: Example) -> Prompt:

@@ -1,0 +1,40 @@
+"""The device of a run, and what it computes in."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from t3d.config import Recipe
+from t3d.models import as_device
+
+LONGEST_WAIT = timedelta(hours=12)
+"""Of other processes for the main one, which evaluates alone; torch's own limit is minutes."""
+
+
+def prepare_device(recipe: Recipe) -> tuple[Accelerator, Recipe]:
+    """The device that a recipe names, set to compute as it asks; and the recipe with its precision filled in.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
+    accelerator = Accelerator(
+        mixed_precision="no",  # it would hold for every later run of the process; the learner sets its own
+        cpu=recipe.device == "cpu",
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
+    recipe = with_precision(recipe, accelerator.device)
+    torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
+    return accelerator, recipe
+
+
+def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with its precision filled in: bf16 on CUDA, fp32 on the CPU."""
+    if recipe.precision is not None:
+        return recipe
+    return recipe.model_copy(update={"precision": "bf16" if device.type == "cuda" else "fp32"})

@@ -1,0 +1,103 @@
+"""Selective activation checkpointing: which layers forget their activations, so that the rest fits.
+
+Under torch.compile a layer's backward already recomputes what is cheap; here whole layers are computed again, as few as
+memory asks for. Every layer costs alike, so their number is all there is to choose.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from torch.optim import Optimizer
+
+from t3d.corruption import PackedBatch
+from t3d.models import SDARForCausalLM
+from t3d.models.scoring import CHUNK_LOGITS
+from t3d.training.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+SAFE_SHARE = 0.92
+"""Of what is free; the rest is lost between blocks of the allocator."""
+
+
+def checkpoint_layers(model: SDARForCausalLM, count: int) -> None:
+    """The first `count` layers forget their activations from now on, the others keep them."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for index, layer in enumerate(model.model.layers):
+        layer.gradient_checkpointing = index < count
+
+
+def layers_to_checkpoint(num_layers: int, kept_bytes: int, input_bytes: int, free_bytes: int) -> int:
+    """The fewest layers that must forget their activations.
+
+    Args:
+        num_layers: L.
+        kept_bytes: that one layer keeps for its backward pass.
+        input_bytes: that one layer keeps if it only remembers its input.
+        free_bytes: for the activations of all layers, and once more for the layer whose backward runs.
+
+    Returns:
+        0 .. L; L also where even that does not fit.
+    """
+    for count in range(num_layers):
+        if (num_layers - count + 1) * kept_bytes + count * input_bytes <= free_bytes:
+            return count
+    return num_layers
+
+
+def choose_layers(
+    scorer: Scorer, batch: PackedBatch, pattern: BlockMask | None, optimizer: Optimizer, tokens_per_batch: int
+) -> int:
+    """How many layers to checkpoint on this CUDA device, by what one of them is measured to keep.
+
+    Args:
+        scorer: the student's; what it trains has no gradients yet.
+        batch: a large one, on the device; pattern: its own.
+        optimizer: of the student.
+        tokens_per_batch: that no batch will exceed by much.
+    """
+    model, device = scorer.model, scorer.model.device
+    shape = (*batch.input_ids.shape, model.config.hidden_size)
+    # the residual stream comes in bfloat16 where products are computed in it
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    inputs = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+    scorer.run_layer(batch, pattern, inputs)  # compile, and let libraries take their workspace
+    before = torch.cuda.memory_allocated(device)
+    output = scorer.run_layer(batch, pattern, inputs)
+    growth = max(1.0, tokens_per_batch / batch.input_ids.numel())
+    kept, remembered = int(growth * (torch.cuda.memory_allocated(device) - before)), int(growth * inputs.nbytes)
+    del output
+    free = int(SAFE_SHARE * free_bytes(device)) - bytes_to_come(model, optimizer)
+    num_layers = len(model.model.layers)
+    count = layers_to_checkpoint(num_layers, kept, remembered, free)
+    logger.info("%d of %d layers compute activations again: one keeps %.2f GiB", count, num_layers, kept / 2**30)
+    return count
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process may still allocate on a CUDA device, under its own cap too."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    capped = int(total * torch.cuda.get_per_process_memory_fraction(device)) - reserved
+    return min(free, capped) + reserved - allocated
+
+
+def bytes_to_come(model: SDARForCausalLM, optimizer: Optimizer) -> int:
+    """Beside activations, before the end of the first step: gradients, the optimizer's state, the LM head's scratch."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = sum(weight.nbytes for weight in trained if weight.grad is None)
+    head = model.lm_head.weight
+    scratch = 4 * 2 * CHUNK_LOGITS + (3 * 4 * head.numel() if head.requires_grad else 2 * head.numel())
+    return gradients + _state_bytes(trained, optimizer) + scratch
+
+
+def _state_bytes(trained: Iterable[Tensor], optimizer: Optimizer) -> int:
+    """Two moments for every weight that has none yet."""
+    byte_each = "8bit" in type(optimizer).__name__
+    missing = [weight for weight in trained if weight not in optimizer.state]
+    return sum(2 * (weight.numel() if byte_each else weight.nbytes) for weight in missing)

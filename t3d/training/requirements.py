@@ -1,0 +1,42 @@
+"""What a recipe asks for beyond its single keys: keys that go together, packages that are there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from t3d.config import Recipe
+from t3d.errors import RequestError
+
+
+def check_training(recipe: Recipe) -> None:
+    """Refuse what cannot be trained, before anything is loaded.
+
+    Raises:
+        RequestError: keys that exclude each other, or an optional package that is not installed.
+    """
+    model, form = recipe.model, recipe.reference.form
+    if form == "adapter" and model.adapter is None:
+        raise RequestError("reference.form adapter: needs model.adapter; choose copy or offload, or train adapters")
+    if model.adapter is not None and model.adapter.type == "dora" and recipe.precision == "bf16_pure":
+        raise RequestError(
+            "model.adapter.type dora: its magnitudes need more digits than precision bf16_pure holds; "
+            "set precision: bf16, or type: lora"
+        )
+    if model.quantize is not None:
+        if model.init is not None:
+            raise RequestError("model.quantize: adapters beside random four-bit weights learn nothing; give source")
+        if form in ("copy", "offload"):
+            raise RequestError(f"reference.form {form}: not with model.quantize; adapter shares the four-bit weights")
+        check_package("bitsandbytes", f"model.quantize {model.quantize}")
+    if recipe.optim.optimizer == "adamw_8bit":
+        check_package("torchao", "optim.optimizer adamw_8bit")
+
+
+def check_package(name: str, needed_by: str) -> None:
+    """Refuse in one line if an optional package is missing.
+
+    Raises:
+        RequestError: it is.
+    """
+    if find_spec(name) is None:
+        raise RequestError(f"{needed_by}: needs {name}, which is not installed; pip install 't3d[lowmem]'")

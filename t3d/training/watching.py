@@ -1,0 +1,230 @@
+"""Evaluation while training: few-step accuracy on held-out problems, the best student so far, and when to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from t3d.config import EvaluationConfig, Recipe
+from t3d.engine import Engine
+from t3d.errors import RequestError, WorkError
+from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
+from t3d.models import save_model
+from t3d.progress import Reporter
+from t3d.training.student import Student
+from t3d.types import Decoding
+
+BEST_FILE = "best.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best student so far.
+
+    Attributes:
+        step: finished optimizer steps; 0 is the model that the run started from.
+        tokens_per_step: the setting by which it is the best.
+        accuracy: share of right answers there.
+        metrics: of all settings, as in metrics.jsonl.
+    """
+
+    step: int
+    tokens_per_step: int
+    accuracy: float
+    metrics: dict[str, float]
+
+
+class Watcher:
+    """Evaluates the student of one run and keeps the best one in `folder`.
+
+    Args:
+        evaluation: the recipe's.
+        recipe: of the run.
+        student: what is trained; it stays as it is.
+        tokenizer: of the model.
+        folder: where the best student goes, and where that of an earlier part of the run is.
+
+    Attributes:
+        evaluated: finished steps at which this run was evaluated, in order; a checkpoint holds them.
+        best: on disk; that of a part of the run which a kill cut off counts too.
+
+    Raises:
+        RequestError: no such benchmark or split, or a setting in which its problems cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        evaluation: EvaluationConfig,
+        recipe: Recipe,
+        student: Student,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+    ) -> None:
+        self._config, self._recipe, self._student, self._tokenizer = evaluation, recipe, student, tokenizer
+        self._folder = folder
+        self.evaluated: list[int] = []
+        try:
+            self._benchmark = replace(get_benchmark(evaluation.benchmark), split=evaluation.split)
+            longest = evaluation.max_new_tokens or self._benchmark.max_new_tokens
+            base = Decoding(block_size=recipe.corruption.block_size, max_new_tokens=longest)
+            self._settings = settings_to_try(evaluation.tokens_per_step, (), base, student.model.config.block_size)
+            self._check_prompts()
+        except RequestError as error:
+            raise RequestError(f"evaluation: {error}") from error
+        self.best = _read_best(folder)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the student is to be evaluated after `step` finished steps, and was not yet."""
+        config = self._config
+        due = config.at_start if step == 0 else step % config.every_steps == 0 or step == self._recipe.optim.steps
+        return due and step not in self.evaluated
+
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether the last `patience` evaluations found nothing better."""
+        if not self._config.patience or self.best is None:
+            return False
+        return sum(step > self.best.step for step in self.evaluated) >= self._config.patience
+
+    @property
+    def num_answers(self) -> int:
+        """Of one evaluation."""
+        return self._config.limit * len(self._settings)
+
+    def evaluate(self, step: int, reporter: Reporter) -> dict[str, float]:
+        """Metrics of the student after `step` finished steps; if it is the best so far, it goes to the folder.
+
+        Args:
+            step: finished optimizer steps.
+            reporter: is told of finished answers; what it raises ends the evaluation.
+
+        Returns:
+            `accuracy@k` (share of right answers) and `tokens_per_forward@k` for each k of `tokens_per_step`.
+
+        Raises:
+            WorkError: the disk refuses the best student.
+        """
+        result = self._measure(reporter)
+        metrics = {}
+        for number, setting in zip(self._config.tokens_per_step, result.settings, strict=True):
+            metrics[f"accuracy@{number}"] = setting.accuracy
+            metrics[f"tokens_per_forward@{number}"] = setting.tokens_per_forward
+        best_by = self._config.best_by or max(self._config.tokens_per_step)
+        found = Best(step, best_by, metrics[f"accuracy@{best_by}"], metrics)
+        if self.best is None or found.accuracy > self.best.accuracy:
+            self._keep(found)
+        return metrics
+
+    def record(self, step: int) -> None:
+        """The evaluation after `step` finished steps is done; every process notes it."""
+        self.evaluated.append(step)
+
+    def _measure(self, reporter: Reporter) -> EvalResult:
+        """The engine joins weights of its model and takes memory: it gets a copy, and both are gone afterwards."""
+        config, device = self._config, self._student.model.device
+        copied = self._student.exported(torch.bfloat16 if device.type == "cuda" else torch.float32)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what training holds in reserve is the engine's for now
+        engine = Engine(copied, self._tokenizer, memory_gib=memory_allowed(config.memory_gib, device))
+        del copied
+        try:
+            return evaluate(
+                engine,
+                self._benchmark,
+                self._settings,
+                name="student",
+                model=self._recipe.out,
+                limit=config.limit,
+                reporter=reporter,
+            )
+        finally:
+            del engine
+            if device.type == "cuda":
+                gc.collect()  # an engine and its graphs know each other
+                torch.cuda.empty_cache()
+
+    def _keep(self, found: Best) -> None:
+        def write(folder: Path) -> None:
+            save_model(self._student.exported(device="cpu"), folder, self._tokenizer)
+            (folder / BEST_FILE).write_text(json.dumps(asdict(found), indent=2) + "\n")
+
+        try:
+            replace_folder(self._folder, write)
+        except OSError as error:
+            raise WorkError(f"best model {self._folder}: {error.strerror or error}") from error
+        self.best = found
+
+    def _check_prompts(self) -> None:
+        """Nothing is decoded: a wrong request shows before the training, not after its first hour."""
+        engine = Engine(self._student.model, self._tokenizer, backend="plain")
+        prompts = engine.encode([prompt.text for prompt in self._benchmark.prompts(self._config.limit, seed=0)])
+        for setting in self._settings:
+            engine.check(prompts, setting)
+
+
+def memory_allowed(gib: float | None, device: torch.device) -> float | None:
+    """GiB that the process may hold, as the engine takes it, if the engine may add `gib` to what is held now.
+
+    None leaves it to the engine: it plans with what training has let go of, and takes no more than it has use for.
+    """
+    if gib is None or device.type != "cuda":
+        return gib
+    return torch.cuda.memory_allocated(device) / 2**30 + gib
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder whole, in place of the one of that name; a kill leaves the old one or the new one.
+
+    Args:
+        folder: to appear.
+        write: is given another folder, empty, to write into.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    partial, previous = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "previous"))
+    _recover(folder)
+    _remove((partial, previous))
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+    except BaseException:
+        _remove((partial,))
+        raise
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(partial, folder)
+    _remove((previous,))
+
+
+def _recover(folder: Path) -> None:
+    """Between two renames a kill leaves the old folder under its other name."""
+    previous = folder.with_name(f".{folder.name}.previous")
+    if previous.exists() and not folder.exists():
+        with contextlib.suppress(FileNotFoundError):  # another process of the run did it
+            os.replace(previous, folder)
+
+
+def _read_best(folder: Path) -> Best | None:
+    _recover(folder)
+    file = folder / BEST_FILE
+    if not file.exists():
+        return None
+    try:
+        return Best(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"{file}: cannot be read; remove the folder to look for the best student anew") from error
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
