@@ -159,7 +159,7 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())  # before the slow imports: a typing error shows at once
     from t3d.training import train as run_training
-    from t3d.training.run_folder import describe_outcome
+    from t3d.training.run.folder import describe_outcome
 
     run_training(loaded, resume=resume)
     print(describe_outcome(Path(loaded.out)))

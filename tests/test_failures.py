@@ -15,8 +15,8 @@ import yaml
 
 from t3d.cli import run
 from t3d.engine import Engine
-from t3d.training.checkpoint import Checkpoints
-from t3d.training.run_folder import RunFolder
+from t3d.training.run.checkpoint import Checkpoints
+from t3d.training.run.folder import RunFolder
 from t3d.trajectories import read
 
 

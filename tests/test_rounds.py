@@ -21,8 +21,8 @@ from t3d.models import load_model, model_fingerprint
 from t3d.tasks import get_task, read_prompts
 from t3d.training import train
 from t3d.training.learner import Learner
-from t3d.training.round_data import agreeing, answers_agree, decoding_of, full_step_of
-from t3d.training.rounds_file import RoundsFile
+from t3d.training.rounds.data import agreeing, answers_agree, decoding_of, full_step_of
+from t3d.training.rounds.record import RoundsFile
 from t3d.types import Decoding
 
 NUM_PROMPTS = 8

@@ -21,7 +21,7 @@ from t3d.config import TrackingConfig
 from t3d.errors import RequestError
 from t3d.training import train
 from t3d.training.learner import Learner
-from t3d.training.tracking import Trackers, check_trackers
+from t3d.training.run.tracking import Trackers, check_trackers
 
 
 class FakeRun:

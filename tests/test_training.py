@@ -31,10 +31,10 @@ from t3d.errors import RequestError, WorkError
 from t3d.models import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from t3d.objectives import OBJECTIVES
 from t3d.training import Trainer, train
-from t3d.training.checkpoint import Checkpoints
 from t3d.training.learner import Learner
 from t3d.training.optimizers import learning_rate_share
 from t3d.training.reference import CopyReference
+from t3d.training.run.checkpoint import Checkpoints
 from t3d.training.student import Student
 
 

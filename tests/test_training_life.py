@@ -39,13 +39,13 @@ from t3d.errors import RequestError, WorkError
 from t3d.models import load_model, model_fingerprint, random_model, save_model
 from t3d.tasks import get_task
 from t3d.training import Trainer, train
-from t3d.training.checkpoint import Checkpoints, on_host
-from t3d.training.finite import FiniteGuard, all_finite
 from t3d.training.learner import Learner, LearnerState
-from t3d.training.live import RunPanel, duration, sparkline
-from t3d.training.run_folder import describe_outcome, other_run
+from t3d.training.run.checkpoint import Checkpoints, on_host
+from t3d.training.run.finite import FiniteGuard, all_finite
+from t3d.training.run.folder import describe_outcome, other_run
+from t3d.training.run.live import RunPanel, duration, sparkline
+from t3d.training.run.watching import Best, Watcher, replace_folder
 from t3d.training.student import Student
-from t3d.training.watching import Best, Watcher, replace_folder
 
 CHECKPOINTED = {"every_steps": 4, "keep": 5}
 
@@ -499,7 +499,7 @@ def test_an_interrupted_evaluation_is_done_again(evaluated, evaluated_inputs, tm
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("t3d.training.live._Silent.advance", advance)
+        patch.setattr("t3d.training.run.live._Silent.advance", advance)
         with pytest.raises(KeyboardInterrupt, match="step-000003"):
             train(recipe)
     assert len(advanced) == 15
@@ -579,7 +579,7 @@ def test_a_kill_between_the_two_renames_loses_no_best_student(evaluated, evaluat
     folder = tmp_path / "run" / "best"
     replace_folder(folder, lambda path: shutil.copytree(evaluated / "best", path, dirs_exist_ok=True))
     with monkeypatch.context() as patch:
-        patch.setattr("t3d.training.watching.os.replace", killed)
+        patch.setattr("t3d.training.run.watching.os.replace", killed)
         with pytest.raises(Killed):
             replace_folder(folder, lambda path: (path / "a").write_text("second"))
     assert not folder.exists()
@@ -661,7 +661,7 @@ def panel_text(panel):
 
 def test_the_panel_shows_what_it_was_told(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("t3d.training.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("t3d.training.run.live.time.monotonic", lambda: now[0])
     panel = RunPanel("t3d train  runs/small", total=400, done=100)
     assert "step 100 of 400" in panel_text(panel)
     panel.evaluating(100, 40).advance(7)

@@ -16,18 +16,18 @@ from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
 from t3d.models import SDARForCausalLM, load_tokenizer
 from t3d.objectives import build_objective
-from t3d.training.checkpoint import Checkpoints
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
 from t3d.training.device import prepare_device
-from t3d.training.finite import NotFinite, all_finite
-from t3d.training.interrupts import Interrupts, deferred_interrupts
 from t3d.training.learner import Learner, computing_of
-from t3d.training.meter import Meter
-from t3d.training.reporting import RunReport, report_on
-from t3d.training.run_folder import RunFolder
+from t3d.training.run.checkpoint import Checkpoints
+from t3d.training.run.finite import NotFinite, all_finite
+from t3d.training.run.folder import RunFolder
+from t3d.training.run.interrupts import Interrupts, deferred_interrupts
+from t3d.training.run.meter import Meter
+from t3d.training.run.reporting import RunReport, report_on
+from t3d.training.run.tracking import check_trackers
+from t3d.training.run.watching import Watcher
 from t3d.training.student import build_student
-from t3d.training.tracking import check_trackers
-from t3d.training.watching import Watcher
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from t3d.config import Recipe, RoundConfig
 from t3d.errors import RequestError
 from t3d.models import FAMILIES, SDARConfig, SDARForCausalLM, load_config, random_model
 from t3d.objectives import build_objective
-from t3d.training.round_data import check_prompts, decoding_of, full_step_of, prompts_of
+from t3d.training.rounds.data import check_prompts, decoding_of, full_step_of, prompts_of
+from t3d.training.run.watching import Watcher
 from t3d.training.student import make_student
-from t3d.training.watching import Watcher
 from t3d.types import Decoding, Prompt
 
 TEACHER, MODEL = "teacher", "model"

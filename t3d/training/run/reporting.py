@@ -10,12 +10,12 @@ from torch import Tensor
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
 from t3d.progress import Reporter
-from t3d.training.finite import FiniteGuard, NotFinite, not_finite
-from t3d.training.interrupts import Interrupts, Stopped
-from t3d.training.live import View, view_of_run
-from t3d.training.meter import Meter
-from t3d.training.run_folder import MetricsLog, NoMetricsLog, RunFolder
-from t3d.training.watching import Watcher
+from t3d.training.run.finite import FiniteGuard, NotFinite, not_finite
+from t3d.training.run.folder import MetricsLog, NoMetricsLog, RunFolder
+from t3d.training.run.interrupts import Interrupts, Stopped
+from t3d.training.run.live import View, view_of_run
+from t3d.training.run.meter import Meter
+from t3d.training.run.watching import Watcher
 
 
 class RunReport:

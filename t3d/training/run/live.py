@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t3d.progress import Reporter, progress
-from t3d.training.watching import Best
+from t3d.training.run.watching import Best
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24

@@ -34,13 +34,13 @@ from t3d.models import SDARForCausalLM, load_model, load_tokenizer, random_model
 from t3d.tasks import get_task
 from t3d.training.device import prepare_device
 from t3d.training.precision import compute_dtype
-from t3d.training.round_data import agreeing, figures_of
-from t3d.training.round_plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
-from t3d.training.rounds_file import RoundsFile
-from t3d.training.run_folder import RECIPE_FILE, RunFolder
-from t3d.training.tracking import check_trackers
+from t3d.training.rounds.data import agreeing, figures_of
+from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
+from t3d.training.rounds.record import RoundsFile
+from t3d.training.run.folder import RECIPE_FILE, RunFolder
+from t3d.training.run.tracking import check_trackers
+from t3d.training.run.watching import replace_folder
 from t3d.training.trainer import Trainer
-from t3d.training.watching import replace_folder
 from t3d.types import Decoding
 
 LONGEST_ROLLOUT = timedelta(days=30)

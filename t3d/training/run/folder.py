@@ -17,7 +17,7 @@ import t3d
 from t3d.config import Recipe, make_recipe
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
-from t3d.training.tracking import Trackers
+from t3d.training.run.tracking import Trackers
 from t3d.versions import versions
 
 RECIPE_FILE, RECIPE_YAML_FILE, METRICS_FILE = "recipe.json", "recipe.yaml", "metrics.jsonl"

@@ -1,0 +1,1 @@
+"""What a run keeps, notices and shows on its way: folder, checkpoints, metrics, evaluations, signals."""
