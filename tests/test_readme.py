@@ -13,11 +13,12 @@ from t3d.objectives import build_objective
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TRAINING = (ROOT / "docs" / "training.md").read_text()
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def test_python_example_runs(capsys):
@@ -32,6 +33,15 @@ def test_recipe_example_is_valid():
     (text,) = blocks("yaml")
     recipe = make_recipe(yaml.safe_load(text))
     build_objective(recipe.objective.name, **recipe.objective.options)
+
+
+@pytest.mark.parametrize("text", blocks("yaml", TRAINING))
+def test_parts_of_recipes_on_the_training_page_are_valid(text):
+    part = yaml.safe_load(text)
+    (whole,) = map(yaml.safe_load, blocks("yaml"))
+    if "rounds" in part:
+        del whole["data"]
+    make_recipe({**whole, **part})
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
