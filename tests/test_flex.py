@@ -10,7 +10,8 @@ from t3d.corruption import pack
 from t3d.corruption.packing import PADDING_DOCUMENT
 from t3d.models.attention import TILE, two_copy_mask
 from t3d.models.flex import FLEX, flex_attention_forward, span_block_mask
-from t3d.training.scorer import Computing, Scorer
+from t3d.training.computing import Computing
+from t3d.training.scorer import Scorer
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

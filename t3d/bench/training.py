@@ -23,9 +23,10 @@ from t3d.errors import RequestError, WorkError
 from t3d.models import SDARConfig
 from t3d.objectives import build_objective
 from t3d.progress import progress
+from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset
 from t3d.training.device import prepare_device
-from t3d.training.learner import Learner, computing_of
+from t3d.training.learner import Learner
 from t3d.training.phases import TimedPhases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import reference_form

@@ -34,7 +34,8 @@ def prepare_device(recipe: Recipe) -> tuple[Accelerator, Recipe]:
 
 
 def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with its precision filled in: bf16 on CUDA, fp32 on the CPU."""
+    """The recipe with its precision filled in: bf16 on a CUDA device that computes in it, else fp32."""
     if recipe.precision is not None:
         return recipe
-    return recipe.model_copy(update={"precision": "bf16" if device.type == "cuda" else "fp32"})
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return recipe.model_copy(update={"precision": "bf16" if has_bf16 else "fp32"})

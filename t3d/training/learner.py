@@ -14,12 +14,11 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
-from t3d.errors import RequestError
-from t3d.models import SDARConfig
-from t3d.models.flex import SMALLEST_HEAD, span_block_mask
+from t3d.models.flex import span_block_mask
 from t3d.models.scoring import TokenScores
 from t3d.objectives import Objective
 from t3d.objectives.base import mean_over_step, mean_per_example
+from t3d.training.computing import computing_of
 from t3d.training.copying import copy_into
 from t3d.training.draws import seed_dropout, seed_rounding
 from t3d.training.memory import checkpoint_layers, choose_layers
@@ -27,7 +26,7 @@ from t3d.training.optimizers import build_optimizer, learning_rate_share, set_le
 from t3d.training.phases import BACKWARD, FORWARD, OPTIMIZER, REFERENCE, Phases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import Reference, build_reference
-from t3d.training.scorer import Computing, Scorer, judge_batch, score_batch
+from t3d.training.scorer import Scorer, judge_batch, score_batch
 from t3d.training.student import Student
 
 
@@ -171,21 +170,3 @@ class Learner:
     def _autocast(self) -> torch.autocast:
         lower = self._computes_in == torch.bfloat16
         return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=lower)
-
-
-def computing_of(recipe: Recipe, config: SDARConfig, device: torch.device) -> Computing:
-    """The recipe's `compute`, with what it leaves open chosen for the model and the device.
-
-    Raises:
-        RequestError: FlexAttention without CUDA, or for heads that its kernels do not take.
-    """
-    compute, on_cuda = recipe.compute, device.type == "cuda"
-    head_fits = config.head_dim >= SMALLEST_HEAD and config.head_dim & (config.head_dim - 1) == 0
-    if compute.attention == "flex" and not on_cuda:
-        raise RequestError("compute.attention flex: has no backward pass without CUDA; use sdpa")
-    if compute.attention == "flex" and not head_fits:
-        raise RequestError(f"compute.attention flex: does not take heads of {config.head_dim}; use sdpa")
-    return Computing(
-        attention=compute.attention or ("flex" if on_cuda and head_fits else "sdpa"),
-        compiled=on_cuda if compute.compile is None else compute.compile,
-    )

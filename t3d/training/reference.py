@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from t3d.config import Recipe
+from t3d.training.computing import PLAIN, Computing
 from t3d.training.copying import copy_into, copy_model
 from t3d.training.precision import compute_dtype
-from t3d.training.scorer import PLAIN, Computing, Scorer
+from t3d.training.scorer import Scorer
 from t3d.training.student import Student
 
 

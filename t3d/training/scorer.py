@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,7 @@ from t3d.models.attention import as_attention_mask, two_copy_mask
 from t3d.models.flex import FLEX, span_block_mask
 from t3d.models.scoring import TokenScores, score_tokens
 from t3d.objectives import Scores
-
-
-@dataclass(frozen=True, slots=True)
-class Computing:
-    """How a scorer's forward is carried out (`t3d.config.ComputeConfig`, with its choices made).
-
-    Attributes:
-        attention: "flex" or "sdpa".
-        compiled: torch.compile of the layers and of what follows the LM head.
-    """
-
-    attention: Literal["flex", "sdpa"] = "sdpa"
-    compiled: bool = False
-
-
-PLAIN = Computing()
+from t3d.training.computing import PLAIN, Computing
 
 
 class Scorer(nn.Module):

@@ -16,9 +16,10 @@ from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
 from t3d.models import SDARForCausalLM, load_tokenizer
 from t3d.objectives import build_objective
+from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
 from t3d.training.device import prepare_device
-from t3d.training.learner import Learner, computing_of
+from t3d.training.learner import Learner
 from t3d.training.run.checkpoint import Checkpoints
 from t3d.training.run.finite import NotFinite, all_finite
 from t3d.training.run.folder import RunFolder
