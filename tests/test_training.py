@@ -396,8 +396,8 @@ def break_the_loss_of(monkeypatch, step):
         number_of_step.append(number)
         return original(self, batches, number)
 
-    def broken(self, batch, judged, pattern):
-        loss, metrics = batch_loss(self, batch, judged, pattern)
+    def broken(self, batch, judged):
+        loss, metrics = batch_loss(self, batch, judged)
         return loss * (float("nan") if number_of_step[-1] == step else 1.0), metrics
 
     monkeypatch.setattr(Learner, "step", watched)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.models.attention import block_index, block_start
 from t3d.types import Trajectory
@@ -137,6 +138,7 @@ class PackedBatch:
         row_ids: of the packed examples, in their order.
         num_tokens: real tokens, padding not counted.
         num_pairs: pairs of tokens of which the one sees the other, padding not counted.
+        block_mask: the spans as FlexAttention takes them, once they were turned into that.
     """
 
     input_ids: Tensor
@@ -149,6 +151,7 @@ class PackedBatch:
     row_ids: list[str]
     num_tokens: int
     num_pairs: int
+    block_mask: BlockMask | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""

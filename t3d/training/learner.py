@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
@@ -83,18 +82,15 @@ class Learner:
     def step(self, batches: Iterable[PackedBatch], number: int) -> dict[str, Tensor]:
         """Optimizer step `number` (1-based) over this process's batches of it; returns metrics on the device."""
         seed_dropout(self._recipe.seed, number, self._accelerator.process_index)
-        parts = [batch.to(self._accelerator.device) for batch in batches]
-        patterns = [span_block_mask(batch.spans) if self.computing.attention == "flex" else None for batch in parts]
+        parts = [self._placed(batch) for batch in batches]
         if self.checkpointed_layers is None:
-            self._choose_layers(parts, patterns)
+            self._choose_layers(parts)
         totals: dict[str, Tensor] = {}
-        for index, (batch, pattern, judged) in enumerate(
-            zip(parts, patterns, self._judge(parts, patterns), strict=True)
-        ):
+        for index, (batch, judged) in enumerate(zip(parts, self._judge(parts), strict=True)):
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._scorer):
                 with self._phase(FORWARD):
-                    loss, metrics = self._batch_loss(batch, judged, pattern)
+                    loss, metrics = self._batch_loss(batch, judged)
                 with self._phase(BACKWARD):
                     # DDP averages gradients over processes; the loss is already a share of the global mean
                     self._accelerator.backward(loss * self._accelerator.num_processes)
@@ -123,33 +119,34 @@ class Learner:
             self.reference.load(state.reference)
         self.optimizer.load_state_dict(state.optimizer)
 
-    def _choose_layers(self, batches: Sequence[PackedBatch], patterns: Sequence[BlockMask | None]) -> None:
-        batch, pattern = max(zip(batches, patterns, strict=True), key=lambda pair: pair[0].input_ids.numel())
+    def _placed(self, batch: PackedBatch) -> PackedBatch:
+        """On the device, with what its attention needs: made once, for reference and student."""
+        batch = batch.to(self._accelerator.device)
+        if self.computing.attention == "flex":
+            batch.block_mask = span_block_mask(batch.spans)
+        return batch
+
+    def _choose_layers(self, batches: Sequence[PackedBatch]) -> None:
+        largest = max(batches, key=lambda batch: batch.input_ids.numel())
         budget = self._recipe.batch.tokens_per_batch
         with self._autocast():
-            self._checkpoint(choose_layers(self._own_scorer, batch, pattern, self.optimizer, budget))
+            self._checkpoint(choose_layers(self._own_scorer, largest, self.optimizer, budget))
 
     def _checkpoint(self, count: int) -> None:
         self.checkpointed_layers = min(count, len(self.student.model.model.layers))
         if count:
             checkpoint_layers(self.student.model, self.checkpointed_layers)
 
-    def _judge(self, batches: Sequence[PackedBatch], patterns: Sequence[BlockMask | None]) -> list[TokenScores | None]:
+    def _judge(self, batches: Sequence[PackedBatch]) -> list[TokenScores | None]:
         """What the reference says of each batch of the step: it is woken once."""
         if self.reference is None:
             return [None] * len(batches)
         with self._phase(REFERENCE), self.reference.awake() as scorer, self._autocast():
-            temperature = self._recipe.reference.temperature
-            return [
-                judge_batch(scorer, batch, temperature, pattern)
-                for batch, pattern in zip(batches, patterns, strict=True)
-            ]
+            return [judge_batch(scorer, batch, self._recipe.reference.temperature) for batch in batches]
 
-    def _batch_loss(
-        self, batch: PackedBatch, judged: TokenScores | None, pattern: BlockMask | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _batch_loss(self, batch: PackedBatch, judged: TokenScores | None) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
-            scores = score_batch(self._scorer, batch, judged, pattern)
+            scores = score_batch(self._scorer, batch, judged)
         loss, metrics = self._objective(scores, batch.tokens)
         agreement = mean_per_example((scores.argmax == batch.tokens.targets).float(), batch.tokens)
         return loss, {**metrics, "agreement": mean_over_step(agreement, batch.tokens)}

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from torch.optim import Optimizer
 
 from t3d.corruption import PackedBatch
@@ -50,14 +49,12 @@ def layers_to_checkpoint(num_layers: int, kept_bytes: int, input_bytes: int, fre
     return num_layers
 
 
-def choose_layers(
-    scorer: Scorer, batch: PackedBatch, pattern: BlockMask | None, optimizer: Optimizer, tokens_per_batch: int
-) -> int:
+def choose_layers(scorer: Scorer, batch: PackedBatch, optimizer: Optimizer, tokens_per_batch: int) -> int:
     """How many layers to checkpoint on this CUDA device, by what one of them is measured to keep.
 
     Args:
         scorer: the student's; what it trains has no gradients yet.
-        batch: a large one, on the device; pattern: its own.
+        batch: a large one, on the device.
         optimizer: of the student.
         tokens_per_batch: that no batch will exceed by much.
     """
@@ -66,9 +63,9 @@ def choose_layers(
     # the residual stream comes in bfloat16 where products are computed in it
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
     inputs = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-    scorer.run_layer(batch, pattern, inputs)  # compile, and let libraries take their workspace
+    scorer.run_layer(batch, inputs)  # compile, and let libraries take their workspace
     before = torch.cuda.memory_allocated(device)
-    output = scorer.run_layer(batch, pattern, inputs)
+    output = scorer.run_layer(batch, inputs)
     growth = max(1.0, tokens_per_batch / batch.input_ids.numel())
     kept, remembered = int(growth * (torch.cuda.memory_allocated(device) - before)), int(growth * inputs.nbytes)
     del output

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.corruption import PackedBatch
 from t3d.models import SDARForCausalLM, mask_token_id
@@ -30,17 +29,9 @@ class Scorer(nn.Module):
                 part.compile(dynamic=True)
 
     def forward(
-        self,
-        batch: PackedBatch,
-        targets: Tensor,
-        append_own: bool = False,
-        temperature: float = 0.0,
-        pattern: BlockMask | None = None,
+        self, batch: PackedBatch, targets: Tensor, append_own: bool = False, temperature: float = 0.0
     ) -> TokenScores:
-        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`.
-
-        `pattern` is the `span_block_mask` of the batch's spans, if it was made before.
-        """
+        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`."""
         # the residual stream is held in what products are computed in, as it is when the model is served
         embedded = self.model.model.embed_tokens(batch.input_ids)
         if torch.is_autocast_enabled(embedded.device.type):
@@ -48,7 +39,7 @@ class Scorer(nn.Module):
         hidden = self.model.model(
             inputs_embeds=embedded,
             position_ids=batch.position_ids,
-            attention_mask=self._attention_mask(batch, pattern, embedded.dtype),
+            attention_mask=self._attention_mask(batch, embedded.dtype),
             use_cache=False,
         ).last_hidden_state
         return score_tokens(
@@ -62,10 +53,10 @@ class Scorer(nn.Module):
             fused=self._computing.compiled,
         )
 
-    def run_layer(self, batch: PackedBatch, pattern: BlockMask | None, inputs: Tensor) -> Tensor:
+    def run_layer(self, batch: PackedBatch, inputs: Tensor) -> Tensor:
         """The first layer alone, over float [R, S, H]: to see what a layer costs."""
         model = self.model.model
-        (mask,) = self._attention_mask(batch, pattern, inputs.dtype).values()
+        (mask,) = self._attention_mask(batch, inputs.dtype).values()
         return model.layers[0](
             inputs,
             attention_mask=mask,
@@ -73,32 +64,29 @@ class Scorer(nn.Module):
             position_embeddings=model.rotary_emb(inputs, batch.position_ids),
         )
 
-    def _attention_mask(self, batch: PackedBatch, pattern: BlockMask | None, dtype: torch.dtype) -> dict[str, Any]:
+    def _attention_mask(self, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
         if self._computing.attention == "flex":
-            return {"full_attention": pattern if pattern is not None else span_block_mask(batch.spans)}
+            made = batch.block_mask
+            return {"full_attention": made if made is not None else span_block_mask(batch.spans)}
         mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
         return as_attention_mask(mask, dtype)
 
 
 @torch.no_grad()
-def judge_batch(
-    reference: nn.Module, batch: PackedBatch, temperature: float = 0.0, pattern: BlockMask | None = None
-) -> TokenScores:
+def judge_batch(reference: nn.Module, batch: PackedBatch, temperature: float = 0.0) -> TokenScores:
     """The reference's forward: it scores the clean tokens and its own, DDO's real and fake.
 
     Its own token is its argmax, or a draw at `temperature` keyed by the row's noise.
     """
-    return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature, pattern=pattern)
+    return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature)
 
 
-def score_batch(
-    student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None, pattern: BlockMask | None = None
-) -> Scores:
+def score_batch(student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None) -> Scores:
     """The student's forward: what an objective needs of one batch, beside what the reference said of it."""
     if judged is None:
-        scored = student(batch, batch.tokens.targets[:, None], pattern=pattern)
+        scored = student(batch, batch.tokens.targets[:, None])
         return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
-    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1), pattern=pattern)
+    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1))
     return Scores(
         real=scored.logp[:, 0],
         argmax=scored.argmax,
