@@ -158,11 +158,12 @@ def train(
     from t3d.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())  # before the slow imports: a typing error shows at once
-    from t3d.training import train as run_training
+    from t3d.training import run_recipe
     from t3d.training.run.folder import describe_outcome
 
-    run_training(loaded, resume=resume)
-    print(describe_outcome(Path(loaded.out)))
+    run_recipe(loaded, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(describe_outcome(Path(loaded.out)))
 
 
 @app.command("eval")

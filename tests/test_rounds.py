@@ -452,8 +452,8 @@ def test_overrides_reach_into_lists(recipe_file, tmp_path):
 # Refusals
 
 REFUSALS = {
-    "neither data nor rounds": (["rounds=[]"], ": recipe: give either data"),
-    "both data and rounds": (["data={task: story}"], ": recipe: give either data"),
+    "neither data nor rounds": (["rounds=[]"], "yaml: give either data"),
+    "both data and rounds": (["data={task: story}"], "yaml: give either data"),
     "a rollout of nothing": (["rounds.0.rollout.task=null"], "rounds.0.rollout: give either task"),
     "a rollout of two things": (["rounds.0.rollout.prompts=x"], "rounds.0.rollout: give either task"),
     "a task without count": (["rounds.0.rollout.count=null"], "rounds.0.rollout: task needs count"),

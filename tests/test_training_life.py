@@ -257,7 +257,7 @@ def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch):
 def test_without_checkpoints_none_is_written_and_it_says_so(inputs, tmp_path, monkeypatch):
     do_in_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt, match="no checkpoint"):
-        train(recipe_of(inputs, tmp_path / "run", checkpoint={}))
+        train(recipe_of(inputs, tmp_path / "run", checkpoint={"every_minutes": 0}))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -406,11 +406,10 @@ def test_the_earliest_of_equals_is_best_and_patience_ends_the_run(evaluated_inpu
     trainer = Trainer(recipe)
     scripted(trainer, monkeypatch, {0: 0.25, 2: 0.25, 4: 0.5, 6: 0.5, 8: 0.25})
     seen = fingerprints_by_step(trainer)
-    student = trainer.run()
+    trainer.run()
     assert (trainer.finished_steps, trainer.stopped_early) == (8, True)
     assert model_fingerprint(load_model(tmp_path / "run" / "best", device="cpu")) == seen[4]
     assert model_fingerprint(load_model(tmp_path / "run" / "model", device="cpu")) == seen[8]
-    assert model_fingerprint(student) == seen[8]
     line = describe_outcome(tmp_path / "run")
     assert "stopped early after 8 of 12 steps" in line
     assert "50.0% after step 4" in line

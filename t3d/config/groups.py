@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from t3d.config.base import Config
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moment: the share that a step keeps."""
 
 
 class CorruptionConfig(Config):
@@ -23,7 +26,7 @@ class CorruptionConfig(Config):
 
     block_size: int | None = Field(None, ge=1)
     ratios: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
-    ratio_power: float = 8.0
+    ratio_power: float = Field(8.0, ge=-100, le=100)
     random_token_share: float = Field(0.1, ge=0, le=1)
     mask_order: Literal["trajectory", "reverse", "random"] = "trajectory"
 
@@ -122,7 +125,7 @@ class OptimConfig(Config):
     steps: int = Field(..., ge=1)
     examples_per_step: int = Field(256, ge=1)
     lr: float = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(20, ge=0)
@@ -181,13 +184,14 @@ class CheckpointConfig(Config):
 
     Attributes:
         every_steps: 0 writes none by count of steps.
-        every_minutes: since the last one; 0 writes none by the clock; both may be set.
+        every_minutes: since the last one; 0 writes none by the clock; both may be set. A run that keeps any also
+            writes one when it is interrupted.
         keep: newest checkpoints kept.
         asynchronous: write in a thread, from a copy in the host's memory, while training goes on.
     """
 
     every_steps: int = Field(0, ge=0)
-    every_minutes: float = Field(0.0, ge=0)
+    every_minutes: float = Field(30.0, ge=0)
     keep: int = Field(2, ge=1)
     asynchronous: bool = True
 

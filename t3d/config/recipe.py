@@ -26,6 +26,14 @@ from t3d.config.groups import (
 from t3d.config.rounds import RoundConfig
 from t3d.errors import RequestError
 
+EXPECTED = {
+    "dict_type": "must be a group of keys, not a single value",
+    "model_type": "must be a group of keys, not a single value",
+    "tuple_type": "must be a list, such as [a, b]",
+    "string_type": "must be text; quote what YAML takes for something else (2024, off, null)",
+}
+"""Kind of a validation error -> what a recipe should hold there, in the words of YAML."""
+
 
 class Recipe(Config):
     """A whole training run; `out` receives model, checkpoints, metrics and this recipe.
@@ -51,7 +59,7 @@ class Recipe(Config):
     tracking: TrackingConfig = TrackingConfig()
     precision: Literal["fp32", "tf32", "bf16", "bf16_pure"] | None = None
     log_every: int = Field(10, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**62)
     device: Literal["cpu", "cuda"] | None = None
     out: str
 
@@ -116,10 +124,11 @@ def make_recipe(fields: dict[str, Any], name: str = "recipe") -> Recipe:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "recipe"
+        field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise RequestError(f"{name}: unknown key {field}: remove it or check its spelling") from error
-        raise RequestError(f"{name}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+        wrong = EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise RequestError(": ".join(part for part in (name, field, wrong) if part)) from error
     for number in range(1, len(recipe.rounds) + 1):
         try:
             recipe.of_round(number, source=".", trajectories=".", out=".")

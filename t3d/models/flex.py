@@ -47,13 +47,13 @@ def span_block_mask(spans: Tensor) -> BlockMask:
 
 
 def _pairs_by_tile(spans: Tensor) -> Tensor:
-    """int64 [N, S / TILE, S / TILE]: in how many of a tile's pairs the query sees the key."""
+    """int32 [N, S / TILE, S / TILE]: in how many of a tile's pairs the query sees the key."""
     num_rows, length = spans.shape[:2]
     starts, ends = spans.unbind(-1)  # [N, S, 2]
-    first = torch.arange(0, length, TILE, device=spans.device)
+    first = torch.arange(0, length, TILE, device=spans.device, dtype=torch.int32)
     overlap = torch.minimum(ends[..., None], first + TILE) - torch.maximum(starts[..., None], first)
-    by_query = overlap.clamp_min(0).sum(dim=2)  # [N, S, S / TILE]: the stretches do not overlap
-    return by_query.view(num_rows, length // TILE, TILE, -1).sum(dim=2)
+    by_query = overlap.clamp_(min=0).sum(dim=2, dtype=torch.int32)  # [N, S, S / TILE]: the stretches do not overlap
+    return by_query.view(num_rows, length // TILE, TILE, -1).sum(dim=2, dtype=torch.int32)
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:

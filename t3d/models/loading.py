@@ -252,6 +252,8 @@ def _check_weights(name: str | Path, info: dict) -> None:
 
 def _not_found(name: str | Path, error: Exception) -> str:
     path = Path(resolve_model(name))
+    if (path / "recipe.json").exists() and (path / "model").is_dir():
+        return f"model {name}: is the folder of a training run; its model is {path / 'model'}"
     if path.is_dir() and not (path / "config.json").exists():
         return f"model {name}: the folder holds no config.json"
     if path.is_dir():

@@ -54,10 +54,6 @@ class AdaptedStudent(Student):
         exported.set_attn_implementation("sdpa")
         return exported
 
-    def finished(self) -> SDARForCausalLM:
-        """As the base class: a merged copy, in the host's memory."""
-        return self.exported(device="cpu")
-
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the merged model, in float32, and beside its folder the adapter alone: `adapter`, in peft's format.
 

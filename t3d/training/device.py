@@ -21,10 +21,10 @@ def prepare_device(recipe: Recipe) -> tuple[Accelerator, Recipe]:
     Raises:
         RequestError: no such device here.
     """
-    as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
+    chosen = as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
     accelerator = Accelerator(
         mixed_precision="no",  # it would hold for every later run of the process; the learner sets its own
-        cpu=recipe.device == "cpu",
+        cpu=chosen.type == "cpu",  # left to itself it would take an MPS or XPU device, on which nothing is tested
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )

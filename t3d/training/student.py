@@ -41,10 +41,6 @@ class Student:
         exported.set_attn_implementation("sdpa")  # training may have chosen another
         return exported
 
-    def finished(self) -> SDARForCausalLM:
-        """The plain model in eval mode, for after training: here the trained one itself."""
-        return self.model.eval()
-
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain model so that `load_model` reads it, in the dtype in which it is trained.
 

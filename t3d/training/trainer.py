@@ -22,7 +22,7 @@ from t3d.training.device import prepare_device
 from t3d.training.learner import Learner
 from t3d.training.run.checkpoint import Checkpoints
 from t3d.training.run.finite import NotFinite, all_finite
-from t3d.training.run.folder import RunFolder
+from t3d.training.run.folder import RunFolder, steps_of_finished
 from t3d.training.run.interrupts import Interrupts, deferred_interrupts
 from t3d.training.run.meter import Meter
 from t3d.training.run.reporting import RunReport, report_on
@@ -74,7 +74,7 @@ class Trainer:
         """Whether no step is left to do."""
         return self.stopped_early or self.finished_steps == self.recipe.optim.steps
 
-    def run(self) -> SDARForCausalLM:
+    def run(self) -> None:
         """Train to the last step, or until evaluation sees no more progress; then save the student.
 
         Raises:
@@ -99,7 +99,6 @@ class Trainer:
                 self.learner.student.save(self.folder.model, self.tokenizer)
                 self.folder.close(self._outcome(report))
             self.accelerator.wait_for_everyone()
-        return self.learner.student.finished()
 
     def _step(self, batches: list[PackedBatch], report: RunReport) -> None:
         metrics = self.learner.step(batches, self.finished_steps + 1)
@@ -152,9 +151,15 @@ class Trainer:
         }
 
     def _restore(self) -> tuple[int, float]:
-        """Finished steps, and the seconds that they took."""
+        """Finished steps, and the seconds that they took.
+
+        Raises:
+            RequestError: nothing is left to do, or the checkpoint cannot be used.
+        """
         newest = self.checkpoints.newest()
         if newest is None:
+            if steps_of_finished(self.folder.path) is not None:  # it would be trained anew, over what it left
+                raise RequestError(f"out {self.folder.path}: this run is finished; {self.folder.model} is its student")
             if self.accelerator.is_main_process:
                 logger.warning("out %s: holds no checkpoint to go on from; starting from step 0", self.folder.path)
             return 0, 0.0

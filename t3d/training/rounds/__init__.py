@@ -1,5 +1,5 @@
 """Teacher in the loop: rounds of rollout and training."""
 
-from t3d.training.rounds.run import RoundsRun, train
+from t3d.training.rounds.run import RoundsRun, run_recipe, train
 
-__all__ = ["RoundsRun", "train"]
+__all__ = ["RoundsRun", "run_recipe", "train"]

@@ -37,7 +37,7 @@ from t3d.training.precision import compute_dtype
 from t3d.training.rounds.data import agreeing, figures_of
 from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
 from t3d.training.rounds.record import RoundsFile
-from t3d.training.run.folder import RECIPE_FILE, RunFolder
+from t3d.training.run.folder import RECIPE_FILE, RunFolder, steps_of_finished
 from t3d.training.run.tracking import check_trackers
 from t3d.training.run.watching import replace_folder
 from t3d.training.trainer import Trainer
@@ -48,13 +48,19 @@ LONGEST_ROLLOUT = timedelta(days=30)
 
 
 def train(recipe: Recipe, resume: bool = False) -> SDARForCausalLM:
-    """Run a recipe to its end and return the student in eval mode; `recipe.out` holds it in `model`, and all else.
+    """`run_recipe`, and the student that it left, in eval mode."""
+    run_recipe(recipe, resume)
+    return load_model(Path(recipe.out) / MODEL, device=recipe.device)
+
+
+def run_recipe(recipe: Recipe, resume: bool = False) -> None:
+    """Run a recipe to its end; `recipe.out` then holds the student in `model`, and all else.
 
     Raises:
         RequestError: the recipe asks for something that cannot be.
         WorkError: the loss became non-finite, a round has nothing to learn from, or the disk refused.
     """
-    return RoundsRun(recipe, resume).run() if recipe.rounds else Trainer(recipe, resume).run()
+    (RoundsRun if recipe.rounds else Trainer)(recipe, resume).run()
 
 
 class RoundsRun:
@@ -74,8 +80,8 @@ class RoundsRun:
         if self._is_main:
             folder.open(num_processes=self._accelerator.num_processes, resume=resume)
 
-    def run(self) -> SDARForCausalLM:
-        """Do what is not done yet; returns the last student."""
+    def run(self) -> None:
+        """Do what is not done yet."""
         if self._is_main:
             self._write_teacher()
         for each in self.rounds:
@@ -89,7 +95,6 @@ class RoundsRun:
         if self._is_main:
             self._publish()
         self._wait()
-        return load_model(self.out / MODEL, device=self.recipe.device)
 
     def _write_teacher(self) -> None:
         """Random weights, where the recipe gives shapes: a rollout's model is a folder."""
@@ -191,6 +196,9 @@ class RoundsRun:
 
 def _run_training(recipe: Recipe) -> int:
     """Begin a training or go on with it; returns its steps. Nothing of it is left in memory but garbage."""
+    finished = steps_of_finished(Path(recipe.out))
+    if finished is not None:  # a kill came before it was written down
+        return finished
     trainer = Trainer(recipe, resume=(Path(recipe.out) / RECIPE_FILE).exists())
     trainer.run()
     return trainer.finished_steps

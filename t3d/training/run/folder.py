@@ -123,18 +123,26 @@ class MetricsLog:
     def __init__(self, file: Path, first_step: int, trackers: Trackers) -> None:
         kept = [line for line in _lines(file) if first_step and json.loads(line)["step"] <= first_step]
         write_whole(file, "".join(kept))
-        self._file, self._trackers = file.open("a"), trackers
+        self._file, self._trackers = file, trackers
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append metrics of optimizer step `step` (1-based; 0 is before the first)."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        """Append metrics of optimizer step `step` (1-based; 0 is before the first).
+
+        Raises:
+            WorkError: the disk refuses.
+        """
+        try:
+            with self._file.open("a") as file:  # not held open: closing it would fail a second time
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:
+            raise WorkError(
+                f"{self._file}: {error.strerror or error}; make room, then --resume goes on from the newest checkpoint"
+            ) from error
         self._trackers.log(step, metrics)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Let the trackers end; the file is whole after every line."""
         self._trackers.close()
-        self._file.close()
 
 
 class NoMetricsLog:
@@ -157,6 +165,12 @@ def other_run(file: Path, recipe: Recipe) -> str | None:
     """
     stored = make_recipe({**json.loads(file.read_text()), "out": recipe.out})
     return _first_difference(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
+
+
+def steps_of_finished(out: Path) -> int | None:
+    """Optimizer steps of the finished run in this folder, whose student is in `model`; None if none is finished."""
+    file = out / OUTCOME_FILE
+    return int(json.loads(file.read_text())["step"]) if file.exists() else None
 
 
 def describe_outcome(out: Path) -> str:
