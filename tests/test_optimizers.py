@@ -252,7 +252,7 @@ def run_in_two_parts(recipe, step):
 
 
 def test_a_resumed_run_is_rounded_as_the_whole_one(pure, tmp_path):
-    recipe, _ = pure
+    recipe, student = pure
     resumed = run_in_two_parts(recipe.model_copy(update={"out": str(tmp_path / "run")}), step=7)
     assert all(torch.equal(left, right) for left, right in zip(resumed.parameters(), student.parameters(), strict=True))
     assert metrics_of(tmp_path / "run") == metrics_of(Path(recipe.out))

@@ -1,6 +1,7 @@
 """The asynchronous face: blocks as they finish, the plain engine's responses, and nothing held for those who left."""
 
 import asyncio
+import time
 from contextlib import aclosing
 
 import pytest
@@ -91,6 +92,20 @@ def test_wrong_requests_and_a_closed_engine_say_so(model):
         asyncio.run(closed_meanwhile())
     with pytest.raises(WorkError, match="closed"):
         asyncio.run(engine.generate(prompt(8), Decoding(max_new_tokens=9)))
+
+
+def test_a_request_that_nobody_has_taken_in_is_answered_when_the_engine_closes(model, monkeypatch):
+    monkeypatch.setattr("t3d.engine.streaming._Worker._take_in", lambda self: time.sleep(0.01))
+    engine = AsyncEngine(model, max_batch_size=2, max_positions=100)
+
+    async def closed_meanwhile():
+        waiting = asyncio.create_task(engine.generate(prompt(8), Decoding(max_new_tokens=9)))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(engine.close)
+        await asyncio.wait_for(waiting, timeout=10)
+
+    with pytest.raises(WorkError, match="closed"):
+        asyncio.run(closed_meanwhile())
 
 
 def test_a_broken_worker_leaves_nobody_waiting(model, engine, monkeypatch):

@@ -126,8 +126,7 @@ class AsyncEngine:
         self._max_positions = max_positions or model.config.max_position_embeddings
         self._memory_gib = memory_gib
         self._prefill_tokens = prefill_tokens
-        self._inbox: queue.Queue[_Ticket] = queue.Queue()
-        self._worker = _Worker(self._inbox, self._make_core)
+        self._worker = _Worker(self._make_core)
         self._worker.start()
 
     async def stream(
@@ -150,10 +149,8 @@ class AsyncEngine:
         decoding = decoding or Decoding()
         chosen_seed = decoding.seed if seed is None else seed
         request = check_request(0, prompt_ids, decoding, chosen_seed, self.stop_token_ids, self.model.config)
-        if not self._worker.is_alive():
-            raise WorkError("the engine was closed, or its worker has failed")
         ticket = _Ticket(request, priority)
-        self._inbox.put(ticket)
+        self._worker.enqueue(ticket)
         try:
             while True:
                 block = await ticket.receive()
@@ -196,15 +193,28 @@ class AsyncEngine:
 class _Worker(threading.Thread):
     """Steps a core for whoever is in line."""
 
-    def __init__(self, inbox: queue.Queue[_Ticket], make_core: Callable[[int, int], Core]) -> None:
+    def __init__(self, make_core: Callable[[int, int], Core]) -> None:
         super().__init__(name="t3d-engine", daemon=True)
-        self._inbox = inbox
+        self._inbox: queue.Queue[_Ticket] = queue.Queue()
+        self._has_ended = False
+        self._entrance = threading.Lock()  # over both: nothing comes in behind the last look into the inbox
         self._make_core = make_core
         self._core: Core | None = None
         self._line: deque[_Ticket] = deque()
         self._open: set[_Ticket] = set()
         self._num_arrivals = 0
         self._shall_stop = threading.Event()
+
+    def enqueue(self, ticket: _Ticket) -> None:
+        """Put a ticket in; it will be answered.
+
+        Raises:
+            WorkError: the worker has ended.
+        """
+        with self._entrance:
+            if self._has_ended:
+                raise WorkError("the engine was closed, or its worker has failed")
+            self._inbox.put(ticket)
 
     def stop(self) -> None:
         """End after the present step."""
@@ -228,6 +238,10 @@ class _Worker(threading.Thread):
         except Exception as error:  # nobody may wait for ever
             reason = WorkError(f"the engine's worker failed: {error}")
             reason.__cause__ = error
+        with self._entrance:
+            self._has_ended = True
+            while not self._inbox.empty():
+                self._line.append(self._inbox.get_nowait())
         for ticket in {*self._open, *self._line}:
             ticket.send(reason)
 
