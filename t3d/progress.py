@@ -52,9 +52,11 @@ class _Bar:
         self._bar.advance(self._task_id, amount)  # type: ignore[arg-type]
 
 
-class _Silent:
+class Silent:
+    """A reporter that shows nothing."""
+
     def advance(self, amount: int = 1, **values: float | str) -> None:
-        pass
+        """Take no notice."""
 
 
 class _Lines:
@@ -84,7 +86,7 @@ def _render(values: dict[str, float | str]) -> str:
 def progress(name: str, total: int, unit: str, done: int = 0, shown: bool = True) -> Iterator[Reporter]:
     """A reporter for a loop of `total` units of which `done` are already there. Written to stderr if `shown`."""
     if not shown:
-        yield _Silent()
+        yield Silent()
         return
     if not sys.stderr.isatty():
         yield _Lines(name, total, unit, done)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_runs import metrics_of, refusal_of, start_processes, trajectory
+from training_runs import Killed, kill_in_step, metrics_of, refusal_of, start_processes, trajectory
 
 from t3d import trajectories
 from t3d.cli import run
@@ -20,7 +20,6 @@ from t3d.errors import RequestError, WorkError
 from t3d.models import load_model, model_fingerprint
 from t3d.tasks import get_task, read_prompts
 from t3d.training import train
-from t3d.training.learner import Learner
 from t3d.training.rounds.data import agreeing, answers_agree, decoding_of, full_step_of
 from t3d.training.rounds.record import RoundsFile
 from t3d.types import Decoding
@@ -205,10 +204,6 @@ def test_with_adapters_each_round_starts_from_the_merged_model(recipe_file, tmp_
 # Kills
 
 
-class Killed(BaseException):
-    pass
-
-
 def kill_at(monkeypatch, part, written):
     """The run dies when a part is finished: before that is written down, or right after."""
     add = RoundsFile.add
@@ -221,18 +216,6 @@ def kill_at(monkeypatch, part, written):
             raise Killed
 
     monkeypatch.setattr(RoundsFile, "add", killed)
-
-
-def kill_in_step(monkeypatch, step):
-    """The run dies in optimizer step `step` (1-based) of the training that comes first."""
-    original = Learner.step
-
-    def killed(self, batches, number):
-        if number == step:
-            raise Killed
-        return original(self, batches, number)
-
-    monkeypatch.setattr(Learner, "step", killed)
 
 
 def kill_in_rollout(monkeypatch, answers):

@@ -15,8 +15,10 @@ from tiny import tiny_model
 from training_runs import (
     NUM_ROWS,
     TOKENIZER,
+    Killed,
     assert_same_state,
     inputs,  # noqa: F401
+    kill_in_step,
     meta,
     metrics_of,
     recipe_of,
@@ -123,22 +125,6 @@ def test_precisions_follow_each_other_in_one_process(inputs, tmp_path):
 
 
 # Resuming
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_in_step(monkeypatch, step):
-    """The run dies while it computes optimizer step `step` (1-based)."""
-    original = Learner.step
-
-    def killed(self, batches, number):
-        if number == step:
-            raise Killed
-        return original(self, batches, number)
-
-    monkeypatch.setattr(Learner, "step", killed)
 
 
 @pytest.mark.parametrize("step", [2, 5, 7, 12])

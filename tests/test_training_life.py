@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torchao.optim import AdamW8bit
 from training_runs import (
     TOKENIZER,
+    Killed,
     assert_same_state,
     inputs,  # noqa: F401
     meta,
@@ -48,10 +49,6 @@ from t3d.training.run.watching import Best, Watcher, replace_folder
 from t3d.training.student import Student
 
 CHECKPOINTED = {"every_steps": 4, "keep": 5}
-
-
-class Killed(BaseException):
-    pass
 
 
 def do_in_step(monkeypatch, number, action):
@@ -498,7 +495,7 @@ def test_an_interrupted_evaluation_is_done_again(evaluated, evaluated_inputs, tm
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("t3d.training.run.live._Silent.advance", advance)
+        patch.setattr("t3d.training.run.live.Silent.advance", advance)
         with pytest.raises(KeyboardInterrupt, match="step-000003"):
             train(recipe)
     assert len(advanced) == 15

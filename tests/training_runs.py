@@ -14,6 +14,7 @@ from tiny import random_row, tiny_model
 from t3d import trajectories
 from t3d.config import make_recipe
 from t3d.models import load_tokenizer, save_model, tokenizer_fingerprint
+from t3d.training.learner import Learner
 from t3d.trajectories import TrajectoryMeta
 from t3d.types import Trajectory
 
@@ -159,3 +160,19 @@ def start_processes(recipe, file, count):
         )
         for rank in range(count)
     ]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_in_step(monkeypatch, step):
+    """The run dies while it computes optimizer step `step` (1-based)."""
+    original = Learner.step
+
+    def killed(self, batches, number):
+        if number == step:
+            raise Killed
+        return original(self, batches, number)
+
+    monkeypatch.setattr(Learner, "step", killed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import torch
 
 from t3d.engine.continuous.counters import Counters
 from t3d.errors import WorkError
+from t3d.training.device import release_memory
 from t3d.types import Generation
 
 
@@ -68,7 +68,6 @@ def wait_for(device: torch.device) -> None:
 
 def free_memory(device: torch.device) -> None:
     """Let go of what was measured before, so that the next finds its memory and the peak is the next one's own."""
-    gc.collect()
+    release_memory()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

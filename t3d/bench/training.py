@@ -23,7 +23,6 @@ from t3d.errors import RequestError, WorkError
 from t3d.models import SDARConfig
 from t3d.objectives import build_objective
 from t3d.progress import progress
-from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset
 from t3d.training.device import prepare_device
 from t3d.training.learner import Learner
@@ -73,7 +72,6 @@ class TrainBench:
     def __init__(self, plan: TrainPlan, config: SDARConfig, recipe: Recipe, accelerator: Accelerator) -> None:
         self._plan, self._config, self._recipe, self._device = plan, config, recipe, accelerator.device
         self._objective = build_objective(recipe.objective.name)
-        self._computing = computing_of(recipe, config, self._device)
         self._phases = TimedPhases(self._device)
         student = make_student(lambda dtype: build_model(config, self._device, dtype, plan.seed), recipe, self._device)
         self._learner = Learner(student, self._objective, recipe, accelerator, self._phases)
@@ -134,8 +132,8 @@ class TrainBench:
             quantize=recipe.model.quantize,
             reference=reference_form(recipe) if has_reference else None,
             reference_refresh_every=recipe.reference.refresh_every if has_reference else None,
-            attention=self._computing.attention,
-            compile=self._computing.compiled,
+            attention=self._learner.computing.attention,
+            compile=self._learner.computing.compiled,
             checkpoint_layers=self._learner.checkpointed_layers or 0,
             tokens_per_batch=recipe.batch.tokens_per_batch,
             block_size=recipe.corruption.block_size or self._config.block_size,
@@ -154,7 +152,7 @@ class TrainBench:
             model=self._config,
             seed=self._recipe.seed,
             share=Share(),
-            tiled=self._computing.attention == "flex",
+            tiled=self._learner.computing.attention == "flex",
         )
         return dataset[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import timedelta
 
 import torch
@@ -31,6 +32,12 @@ def prepare_device(recipe: Recipe) -> tuple[Accelerator, Recipe]:
     recipe = with_precision(recipe, accelerator.device)
     torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
     return accelerator, recipe
+
+
+def release_memory() -> None:
+    """Let go of models that nobody holds any more, so that the next find their memory; takes a moment."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def with_precision(recipe: Recipe, device: torch.device) -> Recipe:

@@ -14,7 +14,6 @@ A part that a kill left unfinished is gone on with and ends as if it had never s
 
 from __future__ import annotations
 
-import gc
 import shutil
 import sys
 import time
@@ -32,7 +31,7 @@ from t3d.errors import WorkError
 from t3d.evaluation.run import label_of
 from t3d.models import SDARForCausalLM, load_model, load_tokenizer, random_model, save_model
 from t3d.tasks import get_task
-from t3d.training.device import prepare_device
+from t3d.training.device import prepare_device, release_memory
 from t3d.training.precision import compute_dtype
 from t3d.training.rounds.data import agreeing, figures_of
 from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
@@ -107,7 +106,7 @@ class RoundsRun:
         todo = {folder: decoding for folder, decoding in each.rollouts.items() if folder not in self._finished}
         if todo:
             self._decode(each, todo)
-            _free_memory()
+            release_memory()
 
     def _decode(self, each: Round, rollouts: Mapping[str, Decoding]) -> None:
         engine, samples = self._engine(each), each.config.rollout.samples
@@ -174,7 +173,7 @@ class RoundsRun:
         self._say(each, f"the student starts from {each.start} and trains to step {recipe.optim.steps:,}")
         started = time.monotonic()
         steps = _run_training(recipe)
-        _free_memory()
+        release_memory()
         if self._is_main:
             self._finished.add(each.training, {"steps": steps, "seconds": time.monotonic() - started})
 
@@ -207,12 +206,6 @@ def _run_training(recipe: Recipe) -> int:
 def _patient_group() -> torch.distributed.ProcessGroup:
     """All processes: in groups for training a wait of more than minutes counts as a fault."""
     return torch.distributed.new_group(backend="gloo", timeout=LONGEST_ROLLOUT)
-
-
-def _free_memory() -> None:
-    """Let go of the models before, so that the next find their memory."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _copy(source: Path, target: Path) -> None:

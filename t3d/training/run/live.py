@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from t3d.progress import Reporter, progress
+from t3d.progress import Reporter, Silent, progress
 from t3d.training.run.watching import Best
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -58,13 +58,6 @@ def view_of_run(title: str, total: int, done: int = 0, shown: bool = True) -> It
         yield _Lines(lines, shown)
 
 
-class _Silent:
-    """For the answers of an evaluation: one line at its end says it all."""
-
-    def advance(self, amount: int = 1, **values: float | str) -> None:
-        pass
-
-
 class _Lines:
     def __init__(self, lines: Reporter, shown: bool) -> None:
         self._lines, self._shown = lines, shown
@@ -74,7 +67,7 @@ class _Lines:
         self._lines.advance(1, **{name: values[name] for name in ("loss", "agreement") if name in values})
 
     def evaluating(self, step: int, num_answers: int) -> Reporter:
-        return _Silent()
+        return Silent()  # one line at its end says it all
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: Best | None) -> None:
         if not self._shown:

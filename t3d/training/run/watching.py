@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from t3d.errors import RequestError, WorkError
 from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
 from t3d.models import save_model
 from t3d.progress import Reporter
+from t3d.training.device import release_memory
 from t3d.training.student import Student
 from t3d.types import Decoding
 
@@ -149,8 +149,7 @@ class Watcher:
         finally:
             del engine
             if device.type == "cuda":
-                gc.collect()  # an engine and its graphs know each other
-                torch.cuda.empty_cache()
+                release_memory()  # an engine and its graphs know each other
 
     def _keep(self, found: Best) -> None:
         def write(folder: Path) -> None:
