@@ -30,7 +30,7 @@ from t3d.training.phases import TimedPhases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import reference_form
 from t3d.training.student import make_student
-from t3d.training.throughput import training_flops, work_of
+from t3d.training.throughput import work_of
 
 
 def bench_train(plan: TrainPlan, file: Path, command: str) -> TrainRow:
@@ -113,7 +113,7 @@ class TrainBench:
             num_tokens=sum(batch.num_tokens for batch in batches),
             num_prompt_tokens=sum(len(row.prompt_ids) for row in rows),
             num_response_tokens=sum(len(row.response_ids) for row in rows),
-            num_flops=self._num_flops(batches),
+            num_flops=self._learner.flops(work_of(batches)),
         )
 
     def setting(self) -> Setting:
@@ -155,14 +155,6 @@ class TrainBench:
             tiled=self._learner.computing.attention == "flex",
         )
         return dataset[0]
-
-    def _num_flops(self, batches: list[PackedBatch]) -> float:
-        return training_flops(
-            self._config,
-            work_of(batches),
-            has_reference=self._learner.reference is not None,
-            trains_all=self._recipe.model.adapter is None,
-        )
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from t3d.training.precision import compute_dtype
 from t3d.training.reference import Reference, build_reference
 from t3d.training.scorer import Scorer, judge_batch, score_batch
 from t3d.training.student import Student
+from t3d.training.throughput import Work, training_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,15 @@ class Learner:
         totals = {name: self._accelerator.reduce(value, "sum") for name, value in totals.items()}
         with self._phase(OPTIMIZER):
             return {**totals, **self._update(number)}
+
+    def flops(self, work: Work) -> float:
+        """Floating-point operations that steps of this much work need (`training_flops`)."""
+        return training_flops(
+            self.student.model.config,
+            work,
+            has_reference=self.reference is not None,
+            trains_all=self._recipe.model.adapter is None,
+        )
 
     def state(self) -> LearnerState:
         """Everything that a later `load` needs; the tensors are the live ones."""

@@ -179,13 +179,7 @@ class Trainer:
         }
 
     def _meter(self) -> Meter:
-        return Meter(
-            self.accelerator,
-            self.model.config,
-            has_reference=self.learner.reference is not None,
-            trains_all=self.recipe.model.adapter is None,
-            seconds_before=self._seconds_before,
-        )
+        return Meter(self.accelerator, self.learner.flops, self._seconds_before)
 
     def _require_finite(self, found: NotFinite | None) -> None:
         if found is not None:

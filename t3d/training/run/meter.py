@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
 
@@ -11,8 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from t3d.corruption import PackedBatch
-from t3d.models import SDARConfig
-from t3d.training.throughput import Work, peak_flops, training_flops, work_of
+from t3d.training.throughput import Work, peak_flops, work_of
 
 
 class Meter:
@@ -20,22 +19,12 @@ class Meter:
 
     Args:
         accelerator: of the run; readings are sums over its processes.
-        model: whose arithmetic counts.
-        has_reference, trains_all: as `training_flops`.
+        flops: that an amount of work needs.
         seconds_before: that earlier parts of the same run took.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: SDARConfig,
-        *,
-        has_reference: bool,
-        trains_all: bool,
-        seconds_before: float = 0.0,
-    ) -> None:
-        self._accelerator, self._model = accelerator, model
-        self._has_reference, self._trains_all = has_reference, trains_all
+    def __init__(self, accelerator: Accelerator, flops: Callable[[Work], float], seconds_before: float = 0.0) -> None:
+        self._accelerator, self._flops = accelerator, flops
         self._begin = time.monotonic() - seconds_before
         self._work = Work(0, 0, 0, 0)
         self._since = time.monotonic()
@@ -58,8 +47,11 @@ class Meter:
         """
         taken = max(time.monotonic() - self._since, 1e-9)
         device = self._accelerator.device
-        flops = training_flops(self._model, self._work, has_reference=self._has_reference, trains_all=self._trains_all)
-        mine = torch.tensor([self._work.num_tokens, self._work.num_examples, flops], dtype=torch.float64, device=device)
+        mine = torch.tensor(
+            [self._work.num_tokens, self._work.num_examples, self._flops(self._work)],
+            dtype=torch.float64,
+            device=device,
+        )
         tokens, examples, flops = self._accelerator.reduce(mine, "sum").tolist()
         reading = {"tokens_per_second": tokens / taken, "examples_per_second": examples / taken}
         peak = peak_flops(device)
