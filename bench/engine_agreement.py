@@ -21,10 +21,12 @@ import torch
 import transformers
 
 from t3d.bench.shapes import SHAPES, build_model, random_prompts, shape_config
+from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.files import write_whole
 from t3d.models import load_model, load_tokenizer
 from t3d.tasks import get_task
+from t3d.tasks.prompts import put_questions
 from t3d.types import Decoding, Generation
 
 
@@ -39,8 +41,9 @@ def main() -> None:
     else:
         model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
         tokenizer = load_tokenizer(arguments.model)
-        texts = [prompt.text for prompt in get_task("story").prompts("test", arguments.requests, 0)]
-        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        task = get_task("story")
+        asked = put_questions(task, task.problems("test", arguments.requests), PromptConfig(), tokenizer)
+        prompts = [tokenizer.encode(prompt.text, add_special_tokens=False) for prompt in asked.prompts]
         stop_token_ids = None
     rows = []
     for steps_per_block in (1, 2, 4):

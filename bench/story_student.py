@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from t3d.versions import versions
 
 DECODING = Decoding(max_new_tokens=160)
 TEST = get_benchmark("story")
-VALIDATION = Benchmark("story-validation", task="story", split="validation", max_new_tokens=160, default_limit=500)
+VALIDATION = replace(TEST, name="story-validation", split="validation")
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,9 @@ import typer
 
 from t3d import __version__
 from t3d.cli_bench import app as bench_app
+from t3d.cli_compare import compare
+from t3d.cli_eval import evaluate
+from t3d.cli_interop import PASS_THROUGH, lm_eval
 from t3d.cli_options import (
     BackendOption,
     BatchOption,
@@ -20,12 +22,17 @@ from t3d.cli_options import (
     DeviceOption,
     DtypeOption,
     EntropyOption,
+    InstructionOption,
     MaxTokensOption,
     MemoryOption,
     ModelOption,
+    RecipeOption,
     RuleOption,
     SeedOption,
+    ShuffleOption,
     StepsOption,
+    StyleOption,
+    SystemOption,
     TaskOption,
     TemperatureOption,
     ThresholdOption,
@@ -33,18 +40,17 @@ from t3d.cli_options import (
     TopPOption,
     check_new_folder,
     decoding_of,
-    integers_of,
     make_folder,
-    numbers_of,
-    prompts_of,
-    rule_of,
-    words_of,
+    problems_of,
+    prompt_form_of,
 )
 from t3d.errors import RequestError, WorkError
-from t3d.types import Decoding
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench")
+app.command("eval")(evaluate)
+app.command()(compare)
+app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,14 +83,18 @@ def generate(
     dtype: DtypeOption = None,
 ) -> None:
     """Answer questions and say what it cost."""
+    from t3d.config import PromptConfig
     from t3d.engine import Engine
-    from t3d.tasks.prompts import render_question
+    from t3d.tasks.prompts import render, resolve_form
+    from t3d.types import Problem
 
     decoding = decoding_of(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
     engine = Engine.from_pretrained(model, dtype=dtype, device=device)
-    for result in engine.generate_text([render_question(text) for text in prompt], decoding):
+    form = resolve_form(PromptConfig(), PromptConfig(), engine.tokenizer)
+    prompts = [render(Problem(str(place), text), form, engine.tokenizer).text for place, text in enumerate(prompt)]
+    for result in engine.generate_text(prompts, decoding):
         print((result.text or "").strip())
         length, forwards = len(result.token_ids), result.num_forwards
         print(
@@ -97,10 +107,16 @@ def generate(
 def rollout(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Trajectory folder to write.")],
-    prompts: Annotated[Path | None, typer.Option(help="JSONL file of prompts or questions.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts or questions, as task jsonl reads it.")] = None,
     task: TaskOption = None,
+    data: Annotated[str | None, typer.Option(help="File or hub id of the task's problems; default: its own.")] = None,
     split: Annotated[str, typer.Option(help="Of the task.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take; a task needs it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take; an endless task needs it.")] = None,
+    shuffle: ShuffleOption = None,
+    prompt_style: StyleOption = None,
+    instruction: InstructionOption = None,
+    system: SystemOption = None,
+    recipe: RecipeOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses a prompt.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
     block_size: BlockOption = None,
@@ -122,21 +138,25 @@ def rollout(
 ) -> None:
     """Decode prompts and write down at which step each token was revealed."""
     from t3d.engine import Engine
+    from t3d.tasks.prompts import put_questions
     from t3d.trajectories import rollout as roll_out
 
     decoding = decoding_of(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
-    chosen = prompts_of(prompts, task, split, limit, seed)
+    asked = prompt_form_of(recipe, prompt_style, instruction, system)
+    chosen, problems = problems_of(prompts, task, data, split, limit, shuffle, seed)
     engine = Engine.from_pretrained(
         model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
     )
+    questions = put_questions(chosen, problems, asked, engine.tokenizer)
     done = roll_out(
         engine,
-        chosen,
+        questions.prompts,
         decoding,
         out,
         model_name=model,
+        form=questions.form,
         samples=samples,
         resume=resume,
         rows_per_shard=rows_per_shard,
@@ -164,84 +184,6 @@ def train(
     run_recipe(loaded, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(describe_outcome(Path(loaded.out)))
-
-
-@app.command("eval")
-def evaluate(
-    model: ModelOption,
-    out: Annotated[Path, typer.Option(help="Folder for result.json, answers, table and plot.")],
-    benchmark: Annotated[str, typer.Option(help="Comma-separated benchmarks.")] = "story",
-    tokens_per_step: Annotated[str, typer.Option(help="Comma-separated, each divides the block size.")] = "1,2,4",
-    dynamic: Annotated[str, typer.Option(help="Comma-separated thresholds of the dynamic rule; '' for none.")] = "0.9",
-    name: Annotated[str | None, typer.Option(help="How reports call the model.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems; default: the benchmark's.")] = None,
-    block_size: BlockOption = None,
-    rule: RuleOption = "low_confidence_static",
-    temperature: TemperatureOption = 0.0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the benchmark's.")] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchOption = None,
-    backend: BackendOption = None,
-    memory_gib: MemoryOption = None,
-) -> None:
-    """Measure accuracy against parallelism, with intervals and every forward counted."""
-    from rich.console import Console
-
-    from t3d import evaluation
-    from t3d.engine import Engine
-    from t3d.evaluation import report
-
-    benchmarks = [evaluation.get_benchmark(each) for each in words_of(benchmark, "benchmark")]
-    numbers = integers_of(tokens_per_step, "tokens-per-step")
-    thresholds = numbers_of(dynamic, "dynamic") if dynamic else []
-    base = Decoding(block_size=block_size, rule=rule_of(rule), temperature=temperature, seed=seed)
-    check_new_folder(out)
-    engine = Engine.from_pretrained(
-        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
-    )
-    for each in benchmarks:
-        longest = max_new_tokens or each.max_new_tokens
-        settings = evaluation.settings_to_try(
-            numbers, thresholds, replace(base, max_new_tokens=longest), engine.model.config.block_size
-        )
-        folder = out if len(benchmarks) == 1 else out / each.name
-        result = evaluation.evaluate(
-            engine,
-            each,
-            settings,
-            name=name or Path(model).name,
-            model=model,
-            limit=limit,
-            seed=seed,
-            answers_file=folder / "answers.jsonl",
-        )
-        evaluation.write_result(result, folder / "result.json")
-        report.plot_accuracy([result], folder / "accuracy.png")
-        Console().print(report.result_table([result]))
-        print(f"{folder}: result.json, answers.jsonl, accuracy.png")
-
-
-@app.command()
-def compare(
-    results: Annotated[list[Path], typer.Argument(help="result.json files of t3d eval.")],
-    out: Annotated[Path | None, typer.Option(help="Also write accuracy.png and table.md there.")] = None,
-) -> None:
-    """Put results side by side: the table and the plot of accuracy against tokens per forward."""
-    from rich.console import Console
-
-    from t3d.evaluation import read_result, report
-
-    loaded = [read_result(file) for file in results]
-    report.check_comparable(loaded)
-    if out is not None:
-        make_folder(out)
-    Console().print(report.result_table(loaded))
-    if out is not None:
-        report.plot_accuracy(loaded, out / "accuracy.png")
-        (out / "table.md").write_text(report.result_markdown(loaded))
-        print(f"{out}: accuracy.png, table.md")
 
 
 @app.command()

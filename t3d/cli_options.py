@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
@@ -12,7 +12,9 @@ from t3d.errors import RequestError, WorkError
 from t3d.types import Decoding
 
 if TYPE_CHECKING:
-    from t3d.types import Prompt
+    from t3d.config import PromptConfig
+    from t3d.tasks import Task
+    from t3d.types import Problem
 
 Number = TypeVar("Number", int, float)
 
@@ -36,7 +38,18 @@ ThresholdOption = Annotated[float, typer.Option(help="Of the dynamic rule, in (0
 EntropyOption = Annotated[float, typer.Option(help="Nats a step of entropy_bounded may reveal.")]
 MaxTokensOption = Annotated[int, typer.Option(help="Longest response, stop token included.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything drawn at random.")]
-TaskOption = Annotated[str | None, typer.Option(help="Take a built-in task's prompts, for example story.")]
+TaskOption = Annotated[str | None, typer.Option(help="Take a task's questions, for example story or gsm8k.")]
+ShuffleOption = Annotated[
+    int | None, typer.Option(min=0, help="Seed of the order that --limit takes from; default: the source's own order.")
+]
+StyleOption = Annotated[str | None, typer.Option("--prompt-style", help="auto, chat, plain or raw.")]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="Follows each question on a line of its own; '' for none; default: the task's.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="System turn of a chat; default: the chat template's.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option(help="Training recipe whose `prompt` says how questions are put; other options win.")
+]
 
 
 def decoding_of(
@@ -75,18 +88,41 @@ def rule_of(name: str) -> str:
     return name
 
 
-def prompts_of(file: Path | None, task: str | None, split: str, limit: int | None, seed: int) -> list[Prompt]:
-    """The prompts of a file or of a built-in task."""
-    from t3d.tasks import get_task, read_prompts
+def prompt_form_of(recipe: Path | None, style: str | None, instruction: str | None, system: str | None) -> PromptConfig:
+    """How questions are to be put: as a recipe's `prompt` says, but for what is given here.
+
+    What neither of them says is left to the task (`t3d.tasks.prompts.resolve_form`).
+
+    Raises:
+        RequestError: no such style, or a recipe that cannot be read.
+    """
+    from t3d.config import PromptConfig, load_recipe
+
+    styles = get_args(PromptConfig.model_fields["style"].annotation)
+    if style is not None and style not in styles:
+        raise RequestError(f"--prompt-style {style!r} is unknown: use one of {', '.join(styles)}")
+    form = load_recipe(recipe).prompt if recipe is not None else PromptConfig()
+    given = {"style": style, "instruction": instruction, "system": system}
+    return form.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def problems_of(
+    file: Path | None, task: str | None, data: str | None, split: str, limit: int | None, shuffle: int | None, seed: int
+) -> tuple[Task, list[Problem]]:
+    """A task and the problems of it that a command's options name; a file is all of task `jsonl`.
+
+    Raises:
+        RequestError: none or two of them are named, or they cannot be read.
+    """
+    from t3d.tasks import get_task, take_problems
+    from t3d.tasks.sources import ALL
 
     if (file is None) == (task is None):
         raise RequestError("give either --prompts FILE or --task NAME")
-    if file is not None:
-        return read_prompts(file)[:limit]
-    if limit is None:
-        raise RequestError("--task needs --limit: its prompts are endless")
-    assert task is not None
-    return get_task(task).prompts(split, limit, seed)
+    if file is not None and data is not None:
+        raise RequestError("--data is where a task's questions come from: give --task too, or leave it out")
+    chosen = get_task("jsonl", str(file)) if file is not None else get_task(task or "", data)
+    return chosen, take_problems(chosen, split if file is None else ALL, limit, shuffle, seed)
 
 
 def words_of(text: str, option: str) -> list[str]:

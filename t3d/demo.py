@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from t3d.config import make_recipe
+from t3d.config import PromptConfig, make_recipe
 from t3d.engine import Engine
 from t3d.evaluation import EvalResult, SettingResult, evaluate, get_benchmark, settings_to_try, write_result
 from t3d.evaluation.report import plot_accuracy, result_markdown
 from t3d.tasks import get_task
+from t3d.tasks.prompts import Questions, put_questions
 from t3d.training import train
 from t3d.trajectories import rollout
-from t3d.types import Decoding, Generation, Prompt
+from t3d.types import Decoding, Generation, Problem
 
 TEACHER = "story-mini"
 NUM_PROBLEMS = 300
@@ -46,9 +47,9 @@ def run_demo(out: Path, seed: int = 0) -> None:
         before = _evaluate(teacher, "teacher", TEACHER)
 
     with _stage(console, f"2. {NUM_ROLLOUTS:,} of its own answers, one token per step, with their reveal order"):
-        prompts = get_task("story").prompts("train", NUM_ROLLOUTS, seed)
+        asked = _questions(teacher, "train", NUM_ROLLOUTS, seed)
         decoding = replace(ROLLOUT_DECODING, seed=seed)
-        rollout(teacher, prompts, decoding, trajectories, model_name=TEACHER)
+        rollout(teacher, asked.prompts, decoding, trajectories, model_name=TEACHER, form=asked.form)
 
     with _stage(console, f"3. a student learns from them: {_settings()}"):
         train(make_recipe(demo_recipe(trajectories, run, seed)))
@@ -84,6 +85,11 @@ def _evaluate(engine: Engine, name: str, model: str) -> EvalResult:
     return evaluate(engine, get_benchmark("story"), settings, name=name, model=model, limit=NUM_PROBLEMS)
 
 
+def _questions(engine: Engine, split: str, count: int, seed: int) -> Questions:
+    task = get_task("story")
+    return put_questions(task, task.problems(split, count, seed), PromptConfig(), engine.tokenizer)
+
+
 def _before_after(before: EvalResult, after: EvalResult) -> Table:
     count = before.settings[0].num_problems
     table = Table(title=f"accuracy on {count} test problems, % (95% interval)")
@@ -110,26 +116,27 @@ def _side_by_side(teacher: Engine, student: Engine) -> Table:
 
     Without such a question among them it is the first.
     """
-    prompts = get_task("story").prompts("test", NUM_SHOWN_FROM, seed=1)
-    texts, fastest = [prompt.text for prompt in prompts], replace(DECODING, steps_per_block=1)
-    pairs = list(zip(teacher.generate_text(texts, fastest), student.generate_text(texts, fastest), strict=True))
-    verdicts = [
-        tuple(_is_right(prompt, answer) for answer in pair) for prompt, pair in zip(prompts, pairs, strict=True)
-    ]
+    asked = _questions(teacher, "test", NUM_SHOWN_FROM, seed=1)
+    texts, fastest = [prompt.text for prompt in asked.prompts], replace(DECODING, steps_per_block=1)
+    answers = [engine.generate_text(texts, fastest) for engine in (teacher, student)]
+    verdicts = list(zip(*(_are_right(asked.problems, each) for each in answers), strict=True))
     place = verdicts.index((False, True)) if (False, True) in verdicts else 0
     kind = "a question that only the student gets right" if verdicts[place] == (False, True) else "one question"
     table = Table(title=f"{kind}, at {TOKENS_PER_STEP[-1]} tokens per step", show_header=False, box=None, expand=True)
-    prompt = prompts[place]
+    prompt = asked.prompts[place]
     table.add_row(Panel(prompt.text, title=f"question (right answer: {prompt.answer})"))
-    for name, answer, right in zip(("teacher", "student"), pairs[place], verdicts[place], strict=True):
+    pair = [each[place] for each in answers]
+    for name, answer, right in zip(("teacher", "student"), pair, verdicts[place], strict=True):
         verdict = "[green]right[/]" if right else "[red]wrong[/]"
         title = f"{name}: {verdict}, {len(answer.token_ids)} tokens in {answer.num_forwards} forwards"
         table.add_row(Panel((answer.text or "").strip(), title=title))
     return table
 
 
-def _is_right(prompt: Prompt, answer: Generation) -> bool:
-    return get_task("story").grade(answer.text or "", prompt.answer or "")
+def _are_right(problems: Sequence[Problem], answers: Sequence[Generation]) -> list[bool]:
+    with get_task("story").grader() as grader:
+        graded = [grader.submit(answer.text or "", problem) for problem, answer in zip(problems, answers, strict=True)]
+        return [each.result().right for each in graded]
 
 
 def _write_report(out: Path, results: Sequence[EvalResult]) -> None:

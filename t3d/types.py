@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from t3d.errors import RequestError
@@ -98,6 +98,8 @@ class Generation:
         seed: the seed that the request was decoded with.
         text: the decoded response, if the engine has a tokenizer.
         error: what went wrong when `finish_reason` is "error".
+        seconds: latency: from its admission, at which the prefill of its prompt begins, until its last token is known;
+            what it waited before in the queue is not counted. Two generations with the same tokens are equal.
     """
 
     prompt_ids: list[int]
@@ -109,6 +111,7 @@ class Generation:
     seed: int
     text: str | None = None
     error: str | None = None
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(slots=True)
@@ -168,3 +171,60 @@ class Prompt:
     prompt_id: str
     text: str
     answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramTests:
+    """What a program must do to count as right; either kind, or both.
+
+    Attributes:
+        code: Python that runs after the program, in its namespace, and raises (`assert`) where it is wrong.
+        cases: (standard input, expected standard output) of a program that reads and prints.
+        preamble: Python that runs before the program, such as the imports of a function's head that the question shows.
+    """
+
+    code: str = ""
+    cases: tuple[tuple[str, str], ...] = ()
+    preamble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question of a task, as the task words it, with what its answers are graded by.
+
+    Attributes:
+        problem_id: the source's own id.
+        question: without instructions; what `t3d.tasks.prompts.render` makes a prompt of.
+        answer: the reference answer, where there is one.
+        tests: of a program, where the answer is one.
+        prefix: how the response begins before the model goes on, such as the head of the function that it is to
+            complete; part of the prompt.
+        solution: a good response, for supervised training: what follows the prompt, the stop token excluded.
+        rendered: the question is the whole prompt already, and is used as it is.
+    """
+
+    problem_id: str
+    question: str
+    answer: str | None = None
+    tests: ProgramTests | None = None
+    prefix: str = ""
+    solution: str | None = None
+    rendered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a grader found.
+
+    Attributes:
+        right: whether the response counts.
+        outcome: one word for reports to count by: "right", "wrong", "no_answer" (it gives none), "unparsed" (its
+            answer cannot be read), "timeout", and a program's own ways to fail.
+        answer: what the response gives as its answer.
+        detail: one line for people, such as the exception that a program raised.
+    """
+
+    right: bool
+    outcome: str
+    answer: str | None = None
+    detail: str = ""

@@ -1,44 +1,32 @@
-"""Evaluation: the figures are recomputed here from the answers, and results survive files, tables and pictures."""
+"""Evaluation: the figures are recomputed here from the answers, and the command line does what it says."""
 
 import json
+import signal
 from collections import Counter
+from dataclasses import replace
+from math import comb
+from time import perf_counter
 
+import numpy as np
 import pytest
+from paper_exam import Dice, judge, paper_benchmark
 
 from t3d.cli import run
+from t3d.cli_eval import benchmarks_of
+from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.errors import RequestError
-from t3d.evaluation import evaluate, get_benchmark, read_result, settings_to_try, write_result
-from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.report import COLUMNS, check_comparable, plot_accuracy, result_markdown
-from t3d.tasks import get_task
+from t3d.evaluation import BENCHMARKS, evaluate, get_benchmark, read_result, settings_to_try, write_result
+from t3d.evaluation.answers import Answer, figures_of
+from t3d.evaluation.exam import seeds_of
+from t3d.evaluation.metrics import bootstrap_interval, wilson_interval
+from t3d.evaluation.settings import label_of
+from t3d.models import load_model
+from t3d.tasks import TASKS, get_task
 from t3d.types import Decoding
 
 LIMIT = 12
-
-
-@pytest.mark.parametrize(
-    "right, count, low, high",
-    [
-        (8, 10, 0.490, 0.943),  # figures of other programs
-        (0, 10, 0.000, 0.278),
-        (10, 10, 0.722, 1.000),
-        (50, 100, 0.404, 0.596),
-        (1, 1, 0.207, 1.000),
-        (0, 0, 0.000, 1.000),
-    ],
-)
-def test_wilson_interval(right, count, low, high):
-    assert wilson_interval(right, count) == pytest.approx((low, high), abs=6e-4)
-
-
-def test_wilson_interval_is_symmetric_and_narrows():
-    for right in range(8):
-        low, high = wilson_interval(right, 7)
-        assert wilson_interval(7 - right, 7) == pytest.approx((1 - high, 1 - low))
-        assert 0 <= low <= right / 7 <= high <= 1
-        longer = wilson_interval(10 * right, 70)
-        assert longer[1] - longer[0] < high - low
+SAMPLES = 3
 
 
 def test_settings_to_try():
@@ -60,150 +48,363 @@ def test_settings_to_try():
             settings_to_try([wrong], [], base, model_block_size=4)
 
 
+def test_settings_are_there_and_are_told_apart():
+    labels = [
+        label_of(each)
+        for rule in ("low_confidence_static", "sequential", "low_confidence_dynamic")
+        for each in settings_to_try([1, 2], [0.7] if rule == "sequential" else [], Decoding(rule=rule), 4)
+    ]
+    assert labels == [
+        "1 token/step",
+        "2 tokens/step",
+        "1 token/step, sequential",
+        "2 tokens/step, sequential",
+        "dynamic > 0.7",
+        "dynamic > 0.9",
+        "dynamic > 0.9, at least 2/step",
+    ]
+    assert [label_of(each) for each in settings_to_try([1], [], Decoding(rule="entropy_bounded"), 4)] == [
+        "entropy <= 0.5"
+    ]
+    for numbers, thresholds, rule in (
+        ([1, 1], [], "sequential"),
+        ([1, 2], [], "entropy_bounded"),
+        ([], [0.5, 0.5], ""),
+    ):
+        with pytest.raises(RequestError, match="twice"):
+            settings_to_try(numbers, thresholds, Decoding(rule=rule), 4)
+    with pytest.raises(RequestError, match="nothing to evaluate"):
+        settings_to_try([], [], Decoding(), 4)
+
+
+def test_every_task_is_a_benchmark():
+    assert set(BENCHMARKS) == set(TASKS)
+    story = get_benchmark("story")
+    assert (story.name, story.task.name, story.split, story.default_limit) == ("story", "story", "test", 1000)
+    assert story.problems(limit=3, seed=1) == get_task("story").problems("test", 3, 1)
+    with pytest.raises(RequestError, match="'gsm9k' is unknown"):
+        get_benchmark("gsm9k")
+
+
 @pytest.fixture(scope="module")
 def engine(model_folder):
     return Engine.from_pretrained(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def evaluated(engine, tmp_path_factory):
-    """(result, lines of answers.jsonl) of a model whose answers are right now and then, by a grader of ours."""
-    file = tmp_path_factory.mktemp("evaluated") / "answers.jsonl"
-    base = Decoding(max_new_tokens=30, temperature=1.0)
-    settings = settings_to_try([1, 4], [0.2], base, engine.model.config.block_size)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(get_task("story")), "grade", lambda _, text, answer: (len(text) + int(answer)) % 2 == 0)
-        result = evaluate(
-            engine, get_benchmark("story"), settings, name="tiny", model="a/b", limit=LIMIT, seed=3, answers_file=file
-        )
-    return result, [json.loads(line) for line in file.read_text().splitlines()]
+def sampled(engine, tmp_path_factory):
+    """(result, answers) of several samples a problem, by the real engine and a grader of ours."""
+    out = tmp_path_factory.mktemp("evaluated")
+    settings = settings_to_try([1, 4], [0.2], Decoding(max_new_tokens=30, temperature=1.0, top_k=50), 4)
+    result = evaluate(
+        engine, paper_benchmark(LIMIT), settings, name="tiny", model="a/b", seed=3, samples=SAMPLES, out=out
+    )
+    return result, answers_in(out)
 
 
-def test_figures_are_those_of_the_answers(evaluated):
-    result, answers = evaluated
+def answers_in(folder):
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_figures_are_those_of_the_answers(sampled):
+    result, answers = sampled
     assert [each.label for each in result.settings] == ["1 token/step", "4 tokens/step", "dynamic > 0.2"]
-    assert len(answers) == 3 * LIMIT
+    assert len(answers) == 3 * LIMIT * SAMPLES
     for setting in result.settings:
         own = [answer for answer in answers if answer["setting"] == setting.label]
-        tokens, forwards = sum(each["num_tokens"] for each in own), sum(each["num_forwards"] for each in own)
+        tokens, forwards, steps = (sum(each[name] for each in own) for name in ("num_tokens", "num_forwards", "steps"))
         right = sum(each["right"] for each in own)
-        assert right == sum((len(each["response"]) + int(each["answer"])) % 2 == 0 for each in own)
-        assert 0 < right < LIMIT
-        assert (setting.num_problems, setting.num_right, setting.accuracy) == (LIMIT, right, right / LIMIT)
-        assert setting.interval == wilson_interval(right, LIMIT)
+        assert (setting.num_problems, setting.num_samples, setting.num_right) == (LIMIT, SAMPLES, right)
+        assert 0 < right < len(own)
+        assert setting.accuracy == right / len(own)
+        assert (setting.num_tokens, setting.num_forwards) == (tokens, forwards)
         assert setting.tokens_per_forward == tokens / forwards
-        assert setting.mean_length == tokens / LIMIT
-        assert setting.tokens_per_second > 0
+        assert setting.mean_steps == pytest.approx(steps / len(own))
+        assert setting.measured_tokens_per_step == pytest.approx(tokens / steps)
+        assert setting.mean_length == tokens / len(own)
+        assert setting.tokens_per_second == pytest.approx(tokens / setting.seconds)
+        assert setting.latency_median == pytest.approx(np.median([each["seconds"] for each in own]))
+        assert setting.latency_p95 == pytest.approx(np.percentile([each["seconds"] for each in own], 95))
         assert setting.finish_reasons == Counter(each["finish_reason"] for each in own)
-        assert sum(setting.finish_reasons.values()) == LIMIT
+        assert setting.verdicts == Counter(each["outcome"] for each in own)
 
 
-def test_answers_are_the_benchmarks_own_problems(evaluated):
-    _, answers = evaluated
-    problems = get_task("story").prompts("test", LIMIT, 3)
-    asked = [(each.prompt_id, each.answer) for each in problems]
-    assert [(each["prompt_id"], each["answer"]) for each in answers] == asked * 3
+def test_chances_and_intervals_are_those_of_the_answers(sampled):
+    result, answers = sampled
+    for setting in result.settings:
+        right = Counter({f"test/{index}": 0 for index in range(LIMIT)})
+        right.update(each["problem_id"] for each in answers if each["setting"] == setting.label and each["right"])
+        assert len(right) == LIMIT
+        misses = [comb(SAMPLES - count, 2) / comb(SAMPLES, 2) for count in right.values()]
+        assert setting.pass_at_k == pytest.approx({1: setting.accuracy, 2: 1 - sum(misses) / LIMIT})
+        assert setting.interval == bootstrap_interval([right[f"test/{index}"] / SAMPLES for index in range(LIMIT)])
+        assert setting.interval[0] < setting.accuracy < setting.interval[1]
 
 
-def test_settings_of_a_result(evaluated):
-    result, _ = evaluated
+def test_answers_are_in_the_order_of_problems_and_judged_each_by_its_own(sampled):
+    _, answers = sampled
+    asked = [(f"test/{index}", sample, str(index)) for index in range(LIMIT) for sample in range(SAMPLES)]
+    assert [(each["problem_id"], each["sample"], each["reference"]) for each in answers] == 3 * asked
+    for each in answers:
+        verdict = judge(each["response"])
+        found = tuple(each[name] for name in ("right", "outcome", "answer", "detail"))
+        assert found == (verdict.right, verdict.outcome, verdict.answer, verdict.detail)
+    assert len({each["response"] for each in answers if each["setting"] == "1 token/step"}) > LIMIT
+
+
+def test_what_is_known_of_a_result(sampled, engine):
+    result, _ = sampled
     full, fast, dynamic = result.settings
     assert [each.tokens_per_step for each in result.settings] == [1, 4, None]
     assert [each.threshold for each in result.settings] == [None, None, 0.2]
     assert [each.rule for each in result.settings] == 2 * ["low_confidence_static"] + ["low_confidence_dynamic"]
+    assert all((each.temperature, each.top_k, each.max_new_tokens) == (1.0, 50, 30) for each in result.settings)
     assert full.tokens_per_forward < 1 < fast.tokens_per_forward < 4  # prefill counted
     assert full.tokens_per_forward < dynamic.tokens_per_forward
-    assert (result.name, result.model, result.benchmark, result.seed) == ("tiny", "a/b", "story", 3)
-    assert {"t3d", "torch"} <= set(result.versions)
+    assert full.tokens_per_forward < full.measured_tokens_per_step <= 1  # below 1 by what follows stop tokens
+    assert full.measured_tokens_per_step < dynamic.measured_tokens_per_step < fast.measured_tokens_per_step <= 4
+    assert (result.name, result.model, result.benchmark, result.split) == ("tiny", "a/b", "paper", "test")
+    assert (result.seed, result.shuffle, result.data) == (3, None, None)
+    assert (result.grader, result.isolation) == ("even 1", None)
+    assert (result.dtype, result.backend, result.batch_size) == ("float32", "plain", None)
+    assert result.device.startswith("cpu")
+    assert result.prompt == PromptConfig(style="plain", instruction="", prefix="{prefix}")
+    assert {"t3d", "torch", "python"} <= set(result.versions)
 
 
-def test_evaluation_repeats(engine, evaluated):
-    result, _ = evaluated
-    again = evaluate(
-        engine,
-        get_benchmark("story"),
-        settings_to_try([1, 4], [0.2], Decoding(max_new_tokens=30, temperature=1.0), 4),
-        name="tiny",
-        model="a/b",
-        limit=LIMIT,
-        seed=3,
+def test_one_sample_has_wilson_intervals_and_greedy_ones_repeat(engine):
+    settings = settings_to_try([4], [], Decoding(max_new_tokens=12), 4)
+    first, second = (
+        evaluate(engine, paper_benchmark(), settings, name="tiny", model="a/b", seed=seed) for seed in (0, 1)
     )
-    for old, new in zip(result.settings, again.settings, strict=True):
-        assert (new.tokens_per_forward, new.mean_length) == (old.tokens_per_forward, old.mean_length)
-    assert again.model_fingerprint == result.model_fingerprint
+    (setting,), (again,) = first.settings, second.settings
+    assert setting.interval == wilson_interval(setting.num_right, 7)
+    assert setting.pass_at_k == {1: setting.accuracy}
+    assert (setting.num_right, setting.num_tokens, setting.verdicts) == (
+        again.num_right,
+        again.num_tokens,
+        again.verdicts,
+    )
+    assert first.data_fingerprint == second.data_fingerprint
+    assert first.model_fingerprint == second.model_fingerprint
 
 
-def test_result_survives_its_file(evaluated, tmp_path):
-    result, _ = evaluated
+def test_the_interval_of_samples_that_are_all_alike_is_not_a_point():
+    decoding = Decoding(block_size=4, steps_per_block=4)
+    answer = Answer("", "", 0, True, "right", None, None, "", "", 5, 6, 5, 1.0, "stop")
+    for right, interval in ((True, wilson_interval(10, 10)), (False, wilson_interval(0, 10))):
+        answers = [replace(answer, right=right)] * 20
+        assert figures_of(decoding, answers, num_samples=2, seconds=1.0).interval == interval
+
+
+def responses(engine, tmp_path, name, **options):
+    """(setting, problem, sample) -> response."""
+    settings = settings_to_try([1, 4], [], Decoding(max_new_tokens=20, temperature=1.0), 4)
+    asked = {"name": "tiny", "model": "a/b", "seed": 3, **options}
+    evaluate(engine, asked.pop("benchmark", paper_benchmark(9)), settings, out=tmp_path / name, **asked)
+    answers = answers_in(tmp_path / name)
+    return {(each["setting"], each["problem_id"], each["sample"]): each["response"] for each in answers}
+
+
+def test_a_sample_hangs_on_nothing_else_that_is_asked(engine, tmp_path):
+    all_of_them = responses(engine, tmp_path, "all", samples=3)
+    few = responses(engine, tmp_path, "few", samples=2, limit=4)
+    shuffled = responses(engine, tmp_path, "shuffled", samples=1, limit=5, shuffle=1)
+    assert len(few) == 2 * 2 * 4
+    assert len(shuffled) == 2 * 5
+    assert {key[1] for key in shuffled} != {f"test/{index}" for index in range(5)}
+    for part in (few, shuffled):
+        assert part == {key: all_of_them[key] for key in part}
+    other = responses(engine, tmp_path, "other", seed=4)
+    assert all(other[key] != all_of_them[key] for key in other if key[0] == "1 token/step")
+
+
+def test_seeds_differ_by_problem_sample_and_seed():
+    seeds = [each for seed in range(3) for name in ("a/1", "a/2", "b/1") for each in seeds_of(name, 5, seed)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= each < 2**63 for each in seeds)
+    assert seeds_of("a/1", 2, 0) == seeds_of("a/1", 5, 0)[:2]
+
+
+def test_fingerprints_name_problems_and_prompts_whatever_their_order(engine):
+    engine = Engine(engine.model, engine.tokenizer, backend=Dice())
+
+    def fingerprints(**options):
+        settings = settings_to_try([1], [], Decoding(max_new_tokens=12), 4)
+        asked = {"benchmark": paper_benchmark(), **options}
+        result = evaluate(engine, asked.pop("benchmark"), settings, name="tiny", model="a/b", **asked)
+        return result.data_fingerprint, result.prompt_fingerprint
+
+    data, prompts = fingerprints()
+    assert fingerprints(shuffle=3) == (data, prompts)
+    instructed = fingerprints(prompt=PromptConfig(instruction="Say it."))
+    assert instructed[0] == data
+    assert instructed[1] != prompts
+    fewer, other = fingerprints(limit=6), fingerprints(benchmark=replace(paper_benchmark(), split="train"))
+    assert len({data, fewer[0], other[0]}) == len({prompts, fewer[1]}) + 1 == 3
+
+
+def test_responses_that_end_by_an_error_count_as_wrong(engine, tmp_path):
+    engine = Engine(engine.model, engine.tokenizer, backend=Dice())
+    benchmark, settings = paper_benchmark(40), settings_to_try([1], [], Decoding(max_new_tokens=12), 4)
+    result = evaluate(engine, benchmark, settings, name="tiny", model="a/b", out=tmp_path)
+    failed = [each for each in answers_in(tmp_path) if each["finish_reason"] == "error"]
+    assert 0 < len(failed) < 40
+    assert all(not each["right"] and each["detail"] == "the model's logits were not finite" for each in failed)
+    (setting,) = result.settings
+    assert setting.num_problems == 40
+    assert setting.finish_reasons["error"] == setting.verdicts["not_decoded"] == len(failed)
+    assert not {each["problem_id"] for each in failed} & set(benchmark.task.graders[0].submitted)
+
+
+def test_wrong_requests_run_nothing(engine, tmp_path):
+    engine = Engine(engine.model, engine.tokenizer, backend=Dice())
+    greedy, long = (settings_to_try([1], [], Decoding(max_new_tokens=count), 4) for count in (12, 250))
+    for settings, options, said in (
+        (greedy, {"samples": 2}, "temperature 0"),
+        (greedy, {"samples": 0}, "samples must be at least 1"),
+        ([*greedy, *long], {}, "256 positions"),
+        (greedy, {"prompt": PromptConfig(style="chat")}, "chat template"),
+        (greedy, {"benchmark": get_benchmark("story"), "shuffle": 1}, "shuffle"),
+    ):
+        benchmark = options.pop("benchmark", paper_benchmark())
+        with pytest.raises(RequestError, match=said):
+            evaluate(engine, benchmark, settings, name="tiny", model="a/b", out=tmp_path / "out", **options)
+    assert engine.backend.decoded == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backend", ["plain", "continuous"])
+def test_latency_lies_within_the_wall_time(model_folder, backend):
+    """Those that waited in the queue do not count that: of two batches each takes part of the time."""
+    engine = Engine(load_model(model_folder, device="cpu"), max_batch_size=2, backend=backend)
+    seen, start = [], perf_counter()
+
+    def finish(index, generation):
+        seen.append((perf_counter() - start, generation.seconds))
+
+    prompts = [[5, 6, 7, 8, 9 + index] for index in range(4)]
+    generations = engine.generate(prompts, Decoding(max_new_tokens=16, stop_token_ids=()), on_finish=finish)
+    assert all(generation.seconds > 0 for generation in generations)
+    assert all(seconds <= since_start for since_start, seconds in seen)
+    assert sum(generation.seconds for generation in generations) < 2.5 * seen[-1][0]  # not 4: two waited for two
+    assert replace(generations[0], seconds=99.0) == generations[0]
+
+
+def test_result_survives_its_file(sampled, tmp_path):
+    result, _ = sampled
     write_result(result, tmp_path / "new" / "result.json")
     assert read_result(tmp_path / "new" / "result.json") == result
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["result.json"]
 
 
-def test_markdown_has_a_line_a_setting(evaluated):
-    result, _ = evaluated
-    other = result.model_copy(update={"name": "other"})
-    lines = result_markdown([result, other]).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert tuple(cells[0]) == COLUMNS
-    assert set(cells[1]) == {"---"}
-    assert [row[0] for row in cells[2:]] == 3 * ["tiny"] + 3 * ["other"]
-    for row, setting in zip(cells[2:5], result.settings, strict=True):
-        assert row[1] == setting.label
-        assert row[2] == f"{100 * setting.accuracy:.1f}"
-        assert row[4] == f"{setting.tokens_per_forward:.2f}"
-    assert {len(row) for row in cells} == {len(COLUMNS)}
+def test_results_of_another_schema_are_told_from_what_is_none(sampled, tmp_path):
+    fields = sampled[0].model_dump(mode="json")
+    file = tmp_path / "result.json"
+    first = ("name", "model", "model_fingerprint", "benchmark", "seed", "device", "versions", "settings")
+    for other in ({name: fields[name] for name in first}, {**fields, "schema_version": 3}):
+        file.write_text(json.dumps(other))
+        with pytest.raises(RequestError, match="run t3d eval again"):
+            read_result(file)
+    for content in (b"{", b"[]", b"\xff", b'{"settings": []}', json.dumps({**fields, "accuracy": 1}).encode()):
+        file.write_bytes(content)
+        with pytest.raises(RequestError, match="not a result of t3d eval"):
+            read_result(file)
 
 
-def is_picture(file):
-    data = file.read_bytes()
-    return data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 5000
+# The command line
+
+QUICK = "--limit 4 --max-new-tokens 12 --device cpu"
 
 
-def test_plot_is_a_picture(evaluated, tmp_path):
-    result, _ = evaluated
-    plot_accuracy([result, result.model_copy(update={"name": "other"})], tmp_path / "two.png")
-    plot_accuracy([result], tmp_path / "one.png")
-    assert is_picture(tmp_path / "two.png")
-    assert is_picture(tmp_path / "one.png")
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "two.png").read_bytes()
+def eval_words(model_folder, out, *more):
+    return ["eval", "--model", str(model_folder), *QUICK.split(), "--out", str(out), *more]
 
 
-def test_only_the_same_problems_compare(evaluated):
-    result, _ = evaluated
-    check_comparable([result, result.model_copy(update={"name": "other", "model_fingerprint": "0"})])
-    fewer = [each.model_copy(update={"num_problems": 5}) for each in result.settings]
-    for change in ({"seed": 4}, {"benchmark": "gsm8k"}, {"settings": fewer}):
-        with pytest.raises(RequestError, match="different problems"):
-            check_comparable([result, result.model_copy(update=change)])
-
-
-def test_eval_and_compare_end_to_end(model_folder, tmp_path, capsys):
-    words = f"eval --model {model_folder} --limit 4 --max-new-tokens 12 --device cpu --out".split()
-    assert run([*words, str(tmp_path / "a"), "--name", "first"]) == 0
+def test_eval_end_to_end(model_folder, tmp_path, capsys):
+    assert run(eval_words(model_folder, tmp_path / "a", "--name", "first")) == 0
     said = capsys.readouterr().out
     assert f"{tmp_path}/a: result.json, answers.jsonl, accuracy.png" in said
-    assert "story, 4 problems" in said
-    assert run([*words, str(tmp_path / "b"), "--tokens-per-step", "2", "--dynamic", "", "--seed", "0"]) == 0
-    first, second = (read_result(tmp_path / name / "result.json") for name in "ab")
-    assert [each.label for each in first.settings] == [
-        "1 token/step",
-        "2 tokens/step",
-        "4 tokens/step",
-        "dynamic > 0.9",
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["accuracy.png", "answers.jsonl", "result.json"]
+    more = [
+        "--tokens-per-step",
+        "",
+        "--threshold",
+        "0.7,0.95",
+        "--temperature",
+        "0.5",
+        "--samples",
+        "2",
+        "--top-k",
+        "9",
     ]
-    assert [each.label for each in second.settings] == ["2 tokens/step"]
+    assert run(eval_words(model_folder, tmp_path / "b", *more)) == 0
+    first, second = (read_result(tmp_path / name / "result.json") for name in "ab")
+    labels = [each.label for each in first.settings]
+    assert labels == ["1 token/step", "2 tokens/step", "4 tokens/step", "dynamic > 0.9"]
+    assert [(each.label, each.num_samples, each.top_k) for each in second.settings] == [
+        ("dynamic > 0.7", 2, 9),
+        ("dynamic > 0.95", 2, 9),
+    ]
     assert (first.name, second.name) == ("first", "tiny")
-    assert first.settings[1].tokens_per_forward == second.settings[0].tokens_per_forward
-    assert is_picture(tmp_path / "a" / "accuracy.png")
-    capsys.readouterr()
+    assert first.data_fingerprint == second.data_fingerprint
+    assert (tmp_path / "a" / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
-    files = [f"{tmp_path}/{name}/result.json" for name in "ab"]
-    assert run(["compare", *files]) == 0
+
+def test_eval_of_several_benchmarks_is_interrupted_and_resumed(model_folder, tmp_path, capsys, monkeypatch):
+    data, out = tmp_path / "sums=1.jsonl", tmp_path / "out"
+    data.write_text("".join(json.dumps({"question": f"1 + {i}", "answer": str(1 + i)}) + "\n" for i in range(6)))
+    more = ["--benchmark", "story,jsonl", "--data", f"jsonl={data}", "--split", "test", "--tokens-per-step", "1,4"]
+    words, advanced = eval_words(model_folder, out, *more, "--threshold", ""), []
+
+    def advance(self, amount=1, **values):
+        advanced.append(values)
+        if len(advanced) == 13:  # the fifth of eight answers of the second benchmark
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t3d.progress._Lines.advance", advance)
+        assert run(words) == 130
+    assert f"{out}/jsonl keeps what is finished" in capsys.readouterr().err
+    assert [set(values) for values in advanced[::4]] == [{"1 token/step"}, {"4 tokens/step"}] * 2
+    assert read_result(out / "jsonl" / "result.json").settings[0].num_problems == 4
+    before = (out / "story" / "answers.jsonl").stat().st_mtime_ns
+    assert run(words) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert run([*words, "--resume"]) == 0
     said = capsys.readouterr().out
-    assert "first" in said
-    assert "tiny" in said
-    assert run(["compare", *files, "--out", f"{tmp_path}/c"]) == 0
-    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["accuracy.png", "table.md"]
-    assert (tmp_path / "c" / "table.md").read_text() == result_markdown([first, second])
-    assert is_picture(tmp_path / "c" / "accuracy.png")
+    assert (out / "story" / "answers.jsonl").stat().st_mtime_ns == before
+    result, answers = read_result(out / "jsonl" / "result.json"), answers_in(out / "jsonl")
+    assert (result.data, result.split) == (str(data), "test")
+    assert len(answers) == 2 * 4
+    undecided = sum(each["outcome"] in ("unparsed", "timeout") for each in answers)
+    assert (f"{undecided} unparsed (`outcome` in {out}/jsonl/answers.jsonl)" in said) == (undecided > 0)
+
+
+def test_unparsed_answers_are_told_and_listed(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("t3d.tasks.story.task.judge", lambda text, answer: judge(text))
+    assert run(eval_words(model_folder, tmp_path / "a", "--tokens-per-step", "1,2", "--threshold", "")) == 0
+    unparsed = sum(each["outcome"] == "unparsed" for each in answers_in(tmp_path / "a"))
+    said = capsys.readouterr().out
+    assert (f"counted as wrong: {unparsed} unparsed (`outcome` in {tmp_path}/a/answers.jsonl)" in said) == (
+        unparsed > 0
+    )
+    assert ("counted as wrong" in said) == (unparsed > 0)
+
+
+def test_data_goes_to_its_benchmark():
+    def found(names, data, split=None):
+        return [(each.name, each.data, each.split) for each in benchmarks_of(names, data, split)]
+
+    assert found(["gsm8k"], ["a=b.jsonl"]) == [("gsm8k", "a=b.jsonl", "test")]
+    assert found(["gsm8k"], ["gsm8k=a.jsonl"], "train") == [("gsm8k", "a.jsonl", "train")]
+    both = found(["gsm8k", "jsonl"], ["jsonl=b.jsonl", "gsm8k=owner/name@main"])
+    assert [each[:2] for each in both] == [("gsm8k", "owner/name@main"), ("jsonl", "b.jsonl")]
+    for names, data in (
+        (["gsm8k", "mbpp"], ["a.jsonl"]),
+        (["gsm8k"], ["mbpp=a.jsonl"]),
+        (["gsm8k"], ["a.jsonl", "b.jsonl"]),
+        (["gsm8k", "gsm8k"], []),
+    ):
+        with pytest.raises(RequestError, match=r"--data|--benchmark"):
+            found(names, data)

@@ -28,7 +28,7 @@ def rollout_words(model_folder, out, *more):
 
 def eval_words(model_folder, out, *more):
     words = f"eval --model {model_folder} --out {out} --limit 2 --tokens-per-step 4 --max-new-tokens 8 --device cpu"
-    return [*words.split(), "--dynamic", "", *more]
+    return [*words.split(), "--threshold", "", *more]
 
 
 @pytest.fixture
@@ -162,15 +162,17 @@ def test_evaluation_on_a_full_disk(model_folder, tmp_path, monkeypatch, capsys):
     line = last_line(capsys)
     assert f"{tmp_path}/a/result.json" in line
     assert "No space left" in line
-    assert [file.name for file in (tmp_path / "a").iterdir()] == ["answers.jsonl"]
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["journal.jsonl"]
+    assert run(eval_words(model_folder, tmp_path / "a", "--resume")) == 0
     with largest_file(10):
         assert run(eval_words(model_folder, tmp_path / "b")) == 1
-    assert f"{tmp_path}/b/answers.jsonl" in last_line(capsys)
+    assert f"{tmp_path}/b/journal.jsonl" in last_line(capsys)
+    assert run(eval_words(model_folder, tmp_path / "b", "--resume")) == 0
     assert run(eval_words(model_folder, tmp_path / "c")) == 0
     (tmp_path / "d").mkdir()
     with largest_file(1_000):
         assert run(["compare", f"{tmp_path}/c/result.json", "--out", f"{tmp_path}/d"]) == 1
-    assert f"{tmp_path}/d/accuracy.png" in last_line(capsys)
+    assert f"{tmp_path}/d: File too large" in last_line(capsys)
 
 
 def test_a_folder_that_cannot_be_written_shows_before_the_work(model_folder, tmp_path, monkeypatch, capfd):

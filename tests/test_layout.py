@@ -24,6 +24,7 @@ ORDER = (
     {"errors", "versions", "files"},
     {"types", "config", "progress", "noise"},
     {"models", "kernels"},
+    {"sandbox"},
     {"tasks"},
     {"engine"},
     {"trajectories"},
@@ -33,7 +34,8 @@ ORDER = (
     {"training"},
     {"bench"},
     {"demo", "cli_options"},
-    {"cli_bench"},
+    {"interop"},
+    {"cli_bench", "cli_compare", "cli_eval", "cli_interop"},
     {"cli"},
 )
 """A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""
@@ -118,10 +120,7 @@ def test_entries_can_be_used():
     for name in OBJECTIVES:
         objective = build_objective(name)
         assert objective.hider in HIDERS
-    for name, benchmark in BENCHMARKS.items():
-        assert benchmark.name == name
-        assert benchmark.task in TASKS
-        assert len(benchmark.prompts(2, seed=0)) == 2
+    assert set(BENCHMARKS) <= set(TASKS)
     for name, task in TASKS.items():
         assert task.name == name
     for name, (config_class, model_class) in FAMILIES.items():

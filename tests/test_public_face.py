@@ -90,6 +90,18 @@ def test_generate_on_the_command_line(model_folder, capsys):
         assert line.endswith(f"{o.finish_reason}]")
 
 
+def test_generate_puts_questions_as_chats_where_the_tokenizer_has_a_template(model_folder, tmp_path, capsys):
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}A:"
+    save_model(load_model(model_folder, device="cpu"), tmp_path / "chat", tokenizer)
+    words = ["generate", "How many?", "--model", str(tmp_path / "chat"), "--max-new-tokens", "8", "--device", "cpu"]
+    assert run(words) == 0
+    engine = Engine.from_pretrained(tmp_path / "chat", device="cpu")
+    (chat,) = engine.generate_text(["user: How many?\nA:"], Decoding(max_new_tokens=8))
+    (plain,) = engine.generate_text([render_question("How many?")], Decoding(max_new_tokens=8))
+    assert capsys.readouterr().out == f"{(chat.text or '').strip()}\n" != f"{(plain.text or '').strip()}\n"
+
+
 def test_the_built_in_teacher_is_the_default_and_answers(capsys):
     question = "Tom has 5 apples. Then Tom gets 3 more apples. Then Tom loses 2 apples. How many apples does Tom have?"
     assert run(["generate", question, "--device", "cpu", "--max-new-tokens", "160"]) == 0

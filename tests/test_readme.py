@@ -51,7 +51,7 @@ def test_recipes_are_valid(file):
 
 
 def test_every_command_that_the_readme_names_exists():
-    named = set(re.findall(r"\bt3d (?!import)([a-z]+)\b", README))
+    named = set(re.findall(r"\bt3d (?!import)([a-z]+(?:-[a-z]+)*)\b", README))
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     known |= {group.name for group in app.registered_groups}
     assert known <= named

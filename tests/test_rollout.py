@@ -12,10 +12,13 @@ from itertools import groupby
 import pytest
 
 from t3d.cli import run
+from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.errors import RequestError
+from t3d.models import load_model, load_tokenizer, save_model
 from t3d.noise import derive_seeds
-from t3d.tasks import get_task
+from t3d.tasks import choose, get_task
+from t3d.tasks.prompts import put_questions, render, resolve_form
 from t3d.trajectories import read, read_meta, rollout
 from t3d.types import Decoding, Prompt
 
@@ -31,7 +34,8 @@ def engine(model_folder):
 @pytest.fixture(scope="module")
 def prompts():
     """Their lengths meet every remainder of the block: a digit is a token."""
-    texts = [prompt.text for prompt in get_task("story").prompts("train", 5, 3)]
+    task = get_task("story")
+    texts = [prompt.text for prompt in put_questions(task, task.problems("train", 5, 3), PromptConfig(), None).prompts]
     return [Prompt(f"p{number}", text, str(number)) for number, text in enumerate(["1", "12", "123", "1234", *texts])]
 
 
@@ -179,12 +183,88 @@ def test_prompt_file_is_carried_through(model_folder, tmp_path, capsys):
     assert said.startswith(f"{tmp_path}/out: 6 answers, {tokens} tokens, TPF {tokens / forwards:.2f}, ")
 
 
+@pytest.fixture(scope="module")
+def chat_model(model_folder, tmp_path_factory):
+    """The tiny model with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+    )
+    save_model(load_model(model_folder, device="cpu"), folder, tokenizer)
+    return folder
+
+
+def command(model, out, *more):
+    return ["rollout", "--model", str(model), "--out", str(out), "--max-new-tokens", "4", "--device", "cpu", *more]
+
+
+def test_questions_are_put_as_the_model_and_the_options_say(chat_model, tmp_path):
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": 2}\n')
+    recipe = "model: {source: m}\nobjective: {name: sft}\ndata: {task: story}\noptim: {steps: 1}\nout: o\n"
+    (tmp_path / "recipe.yaml").write_text(f"{recipe}prompt: {{system: Hm., instruction: Recipe.}}\n")
+    (problem,) = get_task("jsonl", str(tmp_path / "sums.jsonl")).problems("all")
+    own = get_task("jsonl", str(tmp_path / "sums.jsonl")).form.instruction
+    cases = {
+        "as the task says": ([], f"user: 1 + 1?\n{own}\nassistant:"),
+        "with no instruction": (["--instruction", ""], "user: 1 + 1?\nassistant:"),
+        "with both": (["--instruction", "Go.", "--system", "Hm."], "system: Hm.\nuser: 1 + 1?\nGo.\nassistant:"),
+        "plain": (["--prompt-style", "plain"], "Question: 1 + 1?\nAnswer:"),
+        "as a recipe says": (
+            ["--recipe", str(tmp_path / "recipe.yaml")],
+            "system: Hm.\nuser: 1 + 1?\nRecipe.\nassistant:",
+        ),
+        "but for one thing": (
+            ["--recipe", str(tmp_path / "recipe.yaml"), "--instruction", "Go."],
+            "system: Hm.\nuser: 1 + 1?\nGo.\nassistant:",
+        ),
+    }
+    tokenizer = load_tokenizer(chat_model)
+    for name, (options, expected) in cases.items():
+        assert run(command(chat_model, tmp_path / name, "--prompts", f"{tmp_path}/sums.jsonl", *options)) == 0
+        (row,) = read(tmp_path / name)
+        assert (row.prompt_text, row.answer) == (expected, "2")
+        form = read_meta(tmp_path / name).prompt
+        assert form == resolve_form(PromptConfig(), form, tokenizer)
+        assert render(problem, form, tokenizer).text == expected
+    task = ["--task", "jsonl", "--data", f"{tmp_path}/sums.jsonl"]
+    assert run(command(chat_model, tmp_path / "task", *task)) == 0
+    assert list(read(tmp_path / "task")) == list(read(tmp_path / "as the task says"))
+
+
+def test_a_rollout_goes_on_in_its_own_form_only(chat_model, tmp_path, capsys):
+    """Also where the prompts are the same: it is written down what they are."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "As it is:"}\n')
+    words = command(chat_model, tmp_path / "out", "--prompts", f"{tmp_path}/p.jsonl")
+    assert run(words) == 0
+    assert run([*words, "--resume"]) == 0
+    capsys.readouterr()
+    assert run([*words, "--resume", "--prompt-style", "plain"]) == 2
+    assert "was rolled out with prompt.style 'chat', not 'plain'; choose another --out" in capsys.readouterr().err
+    assert run([*words, "--resume", "--system", "Hm."]) == 2
+    assert "was rolled out with prompt.system None, not 'Hm.'" in capsys.readouterr().err
+
+
+def test_shuffled_prompts_are_the_chosen_ones(model_folder, tmp_path):
+    rows = [json.dumps({"id": f"q{number}", "prompt": f"{number}:"}) for number in range(9)]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    source = ["--prompts", f"{tmp_path}/p.jsonl", "--limit", "4"]
+    assert run(command(model_folder, tmp_path / "first", *source)) == 0
+    assert run(command(model_folder, tmp_path / "shuffled", *source, "--shuffle", "5")) == 0
+    problems = get_task("jsonl", f"{tmp_path}/p.jsonl").problems("all")
+    assert [row.prompt_id for row in read(tmp_path / "first")] == ["q0", "q1", "q2", "q3"]
+    shuffled = [row.prompt_id for row in read(tmp_path / "shuffled")]
+    assert shuffled == [each.problem_id for each in choose(problems, 4, 5)]
+    assert shuffled != ["q0", "q1", "q2", "q3"]
+
+
 def test_metadata_says_how_it_was_made(trajectory_folder, model_folder, engine):
     meta = read_meta(trajectory_folder)
     assert (meta.model, meta.block_size, meta.steps_per_block) == (str(model_folder), 4, 2)
     assert (meta.rule, meta.temperature, meta.max_new_tokens) == ("low_confidence_static", 1.0, 21)
     assert meta.mask_token_id == engine.mask_token_id
     assert meta.eos_token_ids == tuple(sorted(engine.stop_token_ids))
+    assert meta.prompt == PromptConfig(style="plain", instruction="", prefix="{prefix}")
 
 
 def test_killed_and_resumed_is_uninterrupted(model_folder, tmp_path, capsys):

@@ -13,14 +13,15 @@ from training_runs import Killed, kill_in_step, metrics_of, refusal_of, start_pr
 
 from t3d import trajectories
 from t3d.cli import run
-from t3d.config import RolloutConfig, load_recipe, make_recipe
+from t3d.config import PromptConfig, RolloutConfig, load_recipe, make_recipe
 from t3d.engine import Engine
 from t3d.engine.rules import RULES
 from t3d.errors import RequestError, WorkError
 from t3d.models import load_model, model_fingerprint
-from t3d.tasks import get_task, read_prompts
+from t3d.tasks import GraderOptions, get_task
+from t3d.tasks.prompts import put_questions
 from t3d.training import train
-from t3d.training.rounds.data import agreeing, answers_agree, decoding_of, full_step_of
+from t3d.training.rounds.data import agreeing, decoding_of, full_step_of
 from t3d.training.rounds.record import RoundsFile
 from t3d.types import Decoding
 
@@ -75,6 +76,12 @@ def rows_of(folder):
     return list(trajectories.read(folder))
 
 
+def put(task, data, split, count, seed, tokenizer):
+    """The questions of a task, put in its own way."""
+    chosen = get_task(task, data)
+    return put_questions(chosen, chosen.problems(split, count, seed), PromptConfig(), tokenizer)
+
+
 def weights_of(model):
     return load_file(model / "model.safetensors")
 
@@ -111,8 +118,8 @@ def test_rounds_are_rollouts_and_trainings(recipe_file, finished, tmp_path):
     teacher, student = recipe.model.source, str(finished / "round-1" / "training" / "model")
     decoding = Decoding(temperature=0.1, max_new_tokens=12, seed=1)
     engine = Engine.from_pretrained(teacher, device="cpu")
-    prompts = get_task("story").prompts("train", 6, 1)
-    trajectories.rollout(engine, prompts, decoding, tmp_path / "t1", model_name=teacher)
+    asked = put("story", None, "train", 6, 1, engine.tokenizer)
+    trajectories.rollout(engine, asked.prompts, decoding, tmp_path / "t1", model_name=teacher, form=asked.form)
     assert rows_of(tmp_path / "t1") == rows_of(finished / "round-1" / "trajectories")
     base = recipe.model_dump(exclude={"rounds"})
     first = {"trajectories": str(tmp_path / "t1"), "keep_unfinished": True}
@@ -122,11 +129,12 @@ def test_rounds_are_rollouts_and_trainings(recipe_file, finished, tmp_path):
     assert_same_weights(tmp_path / "r1" / "model", finished / "round-1" / "training" / "model")
 
     engine = Engine.from_pretrained(student, device="cpu")
-    prompts = read_prompts(recipe.rounds[1].rollout.prompts)
+    asked = put("jsonl", recipe.rounds[1].rollout.prompts, "all", None, 0, engine.tokenizer)
     few = replace(decoding, max_new_tokens=4, seed=2, steps_per_block=2)
-    trajectories.rollout(engine, prompts, few, tmp_path / "t2", model_name=student, samples=2)
+    into = {"model_name": student, "samples": 2, "form": asked.form}
+    trajectories.rollout(engine, asked.prompts, few, tmp_path / "t2", **into)
     full = replace(few, steps_per_block=4)
-    trajectories.rollout(engine, prompts, full, tmp_path / "f2", model_name=student, samples=2)
+    trajectories.rollout(engine, asked.prompts, full, tmp_path / "f2", **into)
     few_rows, full_rows = rows_of(tmp_path / "t2"), rows_of(tmp_path / "f2")
     assert few_rows == rows_of(finished / "round-2" / "trajectories")
     assert full_rows == rows_of(finished / "round-2" / "full-step")
@@ -148,6 +156,7 @@ def test_the_folder_says_where_everything_comes_from(recipe_file, finished):
         meta = trajectories.read_meta(finished / f"round-{number}" / "trajectories")
         assert (meta.model, meta.steps_per_block, meta.seed) == (roller, pace, number)
         assert meta.revision == model_fingerprint(load_model(roller, device="cpu"))
+        assert meta.prompt == PromptConfig(style="plain", instruction="", prefix="{prefix}")
         stored = json.loads((finished / f"round-{number}" / "training" / "recipe.json").read_text())
         assert stored["model"]["source"] == roller
     assert trajectories.read_meta(finished / "round-2" / "kept") == meta
@@ -332,24 +341,40 @@ def test_one_of_two_processes_rolls_out_and_both_train(recipe_file, finished, tm
 # Agreement
 
 
+def agree(few_text, full_text, grader):
+    """Whether two responses to one prompt agree."""
+    few, full = (replace(trajectory(0), answer="6", response_text=text) for text in (few_text, full_text))
+    return agreeing([few], [full], grader) == [few]
+
+
 def test_answers_that_agree_by_hand():
-    story = get_task("story")
-    assert story.extract_answer("first #### 7, then #### 8.50 in all") == "8.50"
-    assert story.extract_answer("8") is None
-    assert story.extract_answer("#### eight") is None
-    assert answers_agree("so 5.\n#### 5", "in another way #### 5.0", story)
-    assert not answers_agree("#### 5", "#### 6", story)
-    assert not answers_agree("5", "#### 5", story)
-    assert not answers_agree("#### 5", "5", story)
-    assert not answers_agree("the same words", "the same words", story)  # no answer agrees with nothing
-    assert answers_agree(" the same words", "the same words ", None)
-    assert not answers_agree("#### 5", "so #### 5", None)
+    with get_task("story").grader() as grader:
+        assert grader.extract_answer("first #### 7, then #### 8.50 in all") == "8.50"
+        assert grader.extract_answer("8") is None
+        assert grader.extract_answer("#### eight") is None
+        assert agree("so 5.\n#### 5", "in another way #### 5.0", grader)  # the reference is 6
+        assert not agree("#### 5", "#### 6", grader)
+        assert not agree("5", "#### 5", grader)
+        assert not agree("#### 5", "5", grader)
+        assert not agree("the same words", "the same words", grader)  # no answer agrees with nothing
+    assert agree(" the same words", "the same words ", None)
+    assert not agree("#### 5", "so #### 5", None)
+
+
+def test_answers_agree_as_their_task_compares_them():
+    with get_task("gsm8k").grader() as grader:
+        assert agree("\\boxed{1/2}", "so \\boxed{0.5}", grader)
+        assert not agree("\\boxed{1/2}", "so \\boxed{0.25}", grader)
+    with get_task("humaneval").grader(GraderOptions(sandbox="limits")) as grader:  # nothing is run
+        assert agree("    return 2\n```\nThere.", "    return 2\n```", grader)
+        assert not agree("    return 2\n```", "    return 3\n```", grader)
 
 
 def test_agreeing_rows_are_the_few_step_ones():
     few = [replace(trajectory(index), response_text=f"#### {index}") for index in range(4)]
     full = [replace(row, response_text=f"that is #### {answer}") for row, answer in zip(few, (0, 7, 2, 8), strict=True)]
-    assert agreeing(few, full, get_task("story")) == [few[0], few[2]]
+    with get_task("story").grader() as grader:
+        assert agreeing(few, full, grader) == [few[0], few[2]]
     assert agreeing(few, few, None) == few
     with pytest.raises(ValueError, match="p1/0 stands beside"):
         agreeing(few[1:], full[:-1], None)
@@ -439,7 +464,8 @@ REFUSALS = {
     "both data and rounds": (["data={task: story}"], "yaml: give either data"),
     "a rollout of nothing": (["rounds.0.rollout.task=null"], "rounds.0.rollout: give either task"),
     "a rollout of two things": (["rounds.0.rollout.prompts=x"], "rounds.0.rollout: give either task"),
-    "a task without count": (["rounds.0.rollout.count=null"], "rounds.0.rollout: task needs count"),
+    "data of no task": (["rounds.1.rollout.data=x"], "rounds.1.rollout: data is where a task's problems come from"),
+    "unknown style of prompts": (["prompt.style=loud"], ": prompt.style: "),
     "unknown key of a round": (["rounds.1.step=3"], "unknown key rounds.1.step: "),
     "unknown key of a rollout": (["rounds.1.rollout.limit=3"], "unknown key rounds.1.rollout.limit: "),
     "unknown key that a round changes": (["rounds.1.optim.step=3"], "rounds.1: unknown key optim.step: "),
@@ -463,7 +489,10 @@ LATE_REFUSALS = {
     "length": (["rounds.1.rollout.max_new_tokens=999"], "rounds.1.rollout: prompt 0 "),
     "task": (["rounds.0.rollout.task=chess"], "rounds.0.rollout: unknown task 'chess'"),
     "split": (["rounds.0.rollout.split=exam"], "rounds.0.rollout: unknown split 'exam'"),
-    "file": (["rounds.1.rollout.prompts=nowhere.jsonl"], "rounds.1.rollout: cannot read prompts from nowhere.jsonl"),
+    "endless task": (["rounds.0.rollout.count=null"], "rounds.0.rollout: task story is endless"),
+    "data": (["rounds.0.rollout.data=x"], "rounds.0.rollout: task story draws its own problems"),
+    "file": (["rounds.1.rollout.prompts=nowhere.jsonl"], "rounds.1.rollout: cannot read nowhere.jsonl"),
+    "form of the prompts": (["prompt.style=chat"], "rounds.0.rollout: prompt style chat: the tokenizer has no"),
     "objective": (["rounds.1.objective={name: magic}"], "objective 'magic'"),
     "option": (["rounds.1.objective={magic: 1}"], "magic"),
     "model": (["model.source=nowhere"], "model nowhere"),

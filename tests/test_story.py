@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from t3d.tasks.story.draws import Draws
 from t3d.tasks.story.examples import generate, make
 from t3d.tasks.story.forms import ANSWER_ENDS, OPENINGS, QUESTION_EVENTS, RESULTS, STEPS, SUMS
-from t3d.tasks.story.grader import grade
+from t3d.tasks.story.grader import judge
 from t3d.tasks.story.problems import (
     KINDS,
     LARGEST,
@@ -179,7 +179,7 @@ def test_arithmetic_in_the_answer_is_right(split, seed):
         running = told
     assert running == example.problem.answer
     assert re.findall(r"\d+", example.response)[-1] == str(example.problem.answer)
-    assert grade(example.response, str(example.problem.answer))
+    assert judge(example.response, str(example.problem.answer)).right
 
 
 @pytest.mark.parametrize("operator, before, amount", [("+", 17, 5), ("-", 17, 5), ("*", 17, 3), ("/", 18, 2)])
@@ -294,7 +294,7 @@ def test_question_varies():
     ],
 )
 def test_grader(response, right):
-    assert grade(response, "42") is right
+    assert judge(response, "42").right is right
 
 
 # Tokenizer

@@ -48,10 +48,14 @@ def test_fast_is_plain(objective, inputs, tmp_path):
 
 
 def test_reference_is_the_student_in_bfloat16(inputs, tmp_path):
-    """Right after it was made from it: held in bfloat16, it gives the numbers that float32 weights give there."""
+    """Right after it was made from it: held in bfloat16, it gives the numbers that float32 weights give there.
+
+    Up to bfloat16's rounding: the student's forward is compiled for a backward to follow, the reference's is not. One
+    step later they are some 0.02 nats apart.
+    """
     train(cuda_recipe(inputs, tmp_path / "run", precision="bf16"))  # refresh_every 5
     for line in metrics_of(tmp_path / "run"):
-        assert (abs(line["real_gap"]) < 1e-6) == (line["step"] in (1, 6, 11))
+        assert (abs(line["real_gap"]) < 2e-3) == (line["step"] in (1, 6, 11))
 
 
 @pytest.mark.parametrize("form", ["offload", "copy"])

@@ -38,7 +38,6 @@ from t3d.cli import run as run_command
 from t3d.config import load_recipe
 from t3d.errors import RequestError, WorkError
 from t3d.models import load_model, model_fingerprint, random_model, save_model
-from t3d.tasks import get_task
 from t3d.training import Trainer, train
 from t3d.training.learner import Learner, LearnerState
 from t3d.training.run.checkpoint import Checkpoints, on_host
@@ -47,6 +46,7 @@ from t3d.training.run.folder import describe_outcome, other_run
 from t3d.training.run.live import RunPanel, duration, sparkline
 from t3d.training.run.watching import Best, Watcher, replace_folder
 from t3d.training.student import Student
+from t3d.types import Verdict
 
 CHECKPOINTED = {"every_steps": 4, "keep": 5}
 
@@ -327,7 +327,11 @@ def evaluated_recipe(inputs, out, **changes):
 
 def grade_by_chance(monkeypatch):
     """A right answer is one whose text has an even number of characters: a function of the weights."""
-    monkeypatch.setattr(type(get_task("story")), "grade", lambda _, text, answer: len(text) % 2 == 0)
+
+    def judge(text, answer):
+        return Verdict(len(text) % 2 == 0, "by chance")
+
+    monkeypatch.setattr("t3d.tasks.story.task.judge", judge)
 
 
 def evaluations_of(out):
@@ -491,14 +495,14 @@ def test_an_interrupted_evaluation_is_done_again(evaluated, evaluated_inputs, tm
 
     def advance(self, amount=1, **values):
         advanced.append(amount)
-        if len(advanced) == 15:  # 2 x 4 answers and 2 figures an evaluation: in the second
+        if len(advanced) == 12:  # 2 x 4 answers an evaluation: in the second
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr("t3d.training.run.live.Silent.advance", advance)
         with pytest.raises(KeyboardInterrupt, match="step-000003"):
             train(recipe)
-    assert len(advanced) == 15
+    assert len(advanced) == 12
     assert [line["step"] for line in evaluations_of(tmp_path / "run")] == [0]
     train(recipe, resume=True)
     assert evaluations_of(tmp_path / "run") == evaluations_of(evaluated)
@@ -535,6 +539,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(evaluat
     [
         ({"benchmark": "gsm9k"}, "gsm9k"),
         ({"split": "holdout"}, "holdout"),
+        ({"benchmark": "jsonl", "data": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"tokens_per_step": [3]}, "3 does not divide"),
         ({"max_new_tokens": 1000}, "256"),
     ],
@@ -544,6 +549,24 @@ def test_a_wrong_evaluation_is_refused_before_anything_runs(change, said, evalua
     message = refusal_of(RequestError, train, recipe)
     assert message.startswith("evaluation: ")
     assert said in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_puts_questions_as_the_recipe_does(evaluated_inputs, tmp_path):
+    recipe = evaluated_recipe(evaluated_inputs, tmp_path / "run", prompt={"style": "chat"})
+    assert refusal_of(RequestError, train, recipe).startswith("evaluation: prompt style chat")
+
+
+def test_programs_without_a_sandbox_are_refused_before_anything_runs(evaluated_inputs, tmp_path, monkeypatch):
+    def find_isolation(name):
+        raise RequestError("no sandbox here")
+
+    data = tmp_path / "programs.jsonl"
+    data.write_text(json.dumps({"question": "Add.", "tests": "assert add(1, 2) == 3"}) + "\n")
+    evaluation = {**EVALUATION, "benchmark": "jsonl", "data": str(data), "split": "all"}
+    recipe = evaluated_recipe(evaluated_inputs, tmp_path / "run", evaluation=evaluation)
+    monkeypatch.setattr("t3d.tasks.programs.grader.find_isolation", find_isolation)
+    assert refusal_of(RequestError, train, recipe) == "evaluation: no sandbox here"
     assert not (tmp_path / "run").exists()
 
 

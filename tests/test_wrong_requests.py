@@ -51,6 +51,8 @@ def _prompt_files(world):
     (world / "no-json.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": b}\n')
     (world / "no-prompt.jsonl").write_text('{"prompt": "a"}\n{"answer": "3"}\n')
     (world / "same-id.jsonl").write_text('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "b"}\n')
+    (world / "splits.jsonl").write_text('{"prompt": "a", "split": "train"}\n{"prompt": "b", "split": "test"}\n')
+    (world / "two-kinds.jsonl").write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "tests": "assert f()"}\n')
     (world / "long.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "1" * 300}) + "\n")
     (world / "mask.jsonl").write_text(
         json.dumps({"prompt": "a"})
@@ -96,10 +98,11 @@ def _runs(world):
 
 
 def _results(world):
-    arguments = f"eval --model {world}/model --out {world}/evaluated --limit 3 --tokens-per-step 4 --dynamic ''"
+    arguments = f"eval --model {world}/model --out {world}/evaluated --limit 3 --tokens-per-step 4 --threshold ''"
     assert run([*shlex.split(arguments), "--max-new-tokens", "8", "--device", "cpu"]) == 0
     result = read_result(world / "evaluated" / "result.json")
-    (world / "other-seed.json").write_text(result.model_copy(update={"seed": 7}).model_dump_json())
+    other = result.model_copy(update={"name": "another", "data_fingerprint": "0" * 16})
+    (world / "other-problems.json").write_text(other.model_dump_json())
     (world / "no-settings.json").write_text(result.model_copy(update={"settings": []}).model_dump_json())
 
 
@@ -153,10 +156,33 @@ WRONG = {
     "no prompts": ("rollout --model {w}/model --out {w}/new", "--prompts", "--task"),
     "two sources of prompts": (f"{ROLLOUT} --prompts {{w}}/prompts.jsonl", "--prompts", "--task"),
     "endless task": ("rollout --model {w}/model --out {w}/new --task story", "--limit", "endless"),
+    "shuffled endless task": (f"{ROLLOUT} --shuffle 1", "endless", "leave shuffle out"),
+    "data of a task that draws its own": (f"{ROLLOUT} --data {{w}}/prompts.jsonl", "task story", "leave data out"),
+    "data without a task": (f"{ROLLOUT_FILE}prompts.jsonl --data {{w}}/prompts.jsonl", "--data", "--task"),
+    "task without its data": ("rollout --model {w}/model --out {w}/new --task jsonl", "task jsonl", "--data"),
+    "data on no hub": (
+        "rollout --model {w}/model --out {w}/new --task gsm8k --data nobody/nothing",
+        "data nobody/nothing cannot be had from the hub",
+        "--data FILE",
+    ),
+    "split that a file does not have": (
+        "rollout --model {w}/model --out {w}/new --task jsonl --data {w}/splits.jsonl --split dev",
+        "splits.jsonl has no rows of split 'dev'",
+        "choose one of test, train",
+    ),
+    "prompts of two kinds": (f"{ROLLOUT_FILE}two-kinds.jsonl", "two-kinds.jsonl, line 2", "make two files"),
+    "unknown style of prompts": (f"{ROLLOUT} --prompt-style loud", "--prompt-style 'loud'", "plain"),
+    "chat without a template": (f"{ROLLOUT} --prompt-style chat", "no chat template", "plain"),
+    "system turn of a plain prompt": (f"{ROLLOUT} --system Hm.", "no system turn", "leave system out"),
+    "form of a recipe that is not there": (
+        f"{ROLLOUT} --recipe {{w}}/nowhere.yaml",
+        "{w}/nowhere.yaml",
+        "No such file",
+    ),
     "unknown task": ("rollout --model {w}/model --out {w}/new --task chess --limit 1", "task 'chess'", "story"),
     "unknown split": (f"{ROLLOUT} --split dev", "split 'dev'", "validation"),
     "missing prompt file": (f"{ROLLOUT_FILE}nowhere.jsonl", "nowhere.jsonl", "No such file"),
-    "empty prompt file": (f"{ROLLOUT_FILE}empty.jsonl", "empty.jsonl holds no prompts", "`prompt` or `question`"),
+    "empty prompt file": (f"{ROLLOUT_FILE}empty.jsonl", "empty.jsonl holds no rows", "one JSON object a line"),
     "malformed prompt file": (f"{ROLLOUT_FILE}no-json.jsonl", "no-json.jsonl, line 3", "one object a line"),
     "line without a prompt": (f"{ROLLOUT_FILE}no-prompt.jsonl", "no-prompt.jsonl, line 2", "`prompt` or `question`"),
     "repeated id": (f"{ROLLOUT_FILE}same-id.jsonl", "same-id.jsonl, line 2", "line 1"),
@@ -172,6 +198,11 @@ WRONG = {
         "temperature 1.0, not 0.5",
         "--out",
     ),
+    "resumed with prompts of another form": (
+        f"{SAME_ROLLOUT} --resume --prompt-style raw",
+        "prompt.style 'plain', not 'raw'",
+        "--out",
+    ),
     "resumed in other shards": (f"{SAME_ROLLOUT} --resume --rows-per-shard 7", "request_fingerprint", "--out"),
     # evaluation
     "unknown benchmark": (f"{EVAL} --benchmark gsm9k", "benchmark 'gsm9k'", "story"),
@@ -181,8 +212,8 @@ WRONG = {
     "tokens per step in words": (f"{EVAL} --tokens-per-step 1,x", "--tokens-per-step '1,x'", "whole numbers"),
     "tokens per step with a fraction": (f"{EVAL} --tokens-per-step 1.5", "--tokens-per-step '1.5'", "whole numbers"),
     "tokens per step not a number": (f"{EVAL} --tokens-per-step nan", "--tokens-per-step 'nan'", "whole numbers"),
-    "dynamic threshold in words": (f"{EVAL} --dynamic high", "--dynamic 'high'", "numbers"),
-    "dynamic threshold above one": (f"{EVAL} --dynamic 0.9,2", "threshold must be in (0, 1]", "not 2"),
+    "dynamic threshold in words": (f"{EVAL} --threshold high", "--threshold 'high'", "numbers"),
+    "dynamic threshold above one": (f"{EVAL} --threshold 0.9,2", "threshold must be in (0, 1]", "not 2"),
     "evaluation without tokens": (f"{EVAL} --max-new-tokens 0", "--max-new-tokens", "1"),
     "answers longer than the model": (f"{EVAL} --max-new-tokens 256", "max_new_tokens (256)", "256 positions"),
     "evaluation of no model": ("eval --model nope --out {w}/new", "model nope", "spelling"),
@@ -192,9 +223,9 @@ WRONG = {
     "comparison of a recipe": ("compare {w}/recipe.yaml", "{w}/recipe.yaml", "t3d eval"),
     "comparison of an empty result": ("compare {w}/no-settings.json", "{w}/no-settings.json", "t3d eval"),
     "comparison of different problems": (
-        "compare {w}/evaluated/result.json {w}/other-seed.json",
-        "different problems (story, seed 0, 3 problems; story, seed 7, 3 problems)",
-        "same ones",
+        "compare {w}/evaluated/result.json {w}/other-problems.json",
+        "{w}/other-problems.json",
+        "data",
     ),
     "comparison into a file": ("compare {w}/evaluated/result.json --out {w}/file", "--out {w}/file", "folder"),
     "demo into a foreign folder": ("demo --out {w}/foreign", "--out {w}/foreign", "new folder"),
@@ -229,6 +260,18 @@ WRONG = {
         "task 'chess'",
         "story",
     ),
+    "data of no task in a recipe": (f"{TRAIN} data.data={{w}}/prompts.jsonl", "data: ", "give task too"),
+    "endless task in a recipe": (
+        f"{TRAIN} objective.name=sft data.trajectories=null data.task=story",
+        "task story is endless",
+        "count in a recipe",
+    ),
+    "task without worked answers": (
+        f"{TRAIN} objective.name=sft data.trajectories=null data.task=jsonl data.data={{w}}/prompts.jsonl",
+        "no worked answer of prompts/1",
+        "",
+    ),
+    "unknown style of prompts in a recipe": (f"{TRAIN} prompt.style=loud", "prompt.style", "'chat'"),
     "task for an objective of trajectories": (
         f"{TRAIN} data.trajectories=null data.task=story",
         "objective trajectory_ce",

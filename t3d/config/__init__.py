@@ -15,6 +15,7 @@ from t3d.config.groups import (
     ReferenceConfig,
     TrackingConfig,
 )
+from t3d.config.prompting import PromptConfig
 from t3d.config.recipe import Recipe, apply_override, load_recipe, make_recipe
 from t3d.config.rounds import RolloutConfig, RoundConfig
 
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PromptConfig",
     "Recipe",
     "ReferenceConfig",
     "RolloutConfig",

@@ -89,21 +89,25 @@ class DataConfig(Config):
     Attributes:
         trajectories: folder or file that `t3d rollout` wrote.
         task: a name in `t3d.tasks.TASKS`, in place of trajectories.
-        split, count, seed: which of the task's documents.
+        data: file or hub id that the task's problems come from; None takes the task's own source.
+        split, count, seed: which of the task's problems; count None is all, which an endless task refuses.
         keep_unfinished: also learn from answers that ended by length.
     """
 
     trajectories: str | None = None
     task: str | None = None
+    data: str | None = None
     split: str = "train"
-    count: int = Field(100_000, ge=1)
+    count: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     keep_unfinished: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.trajectories is None) == (self.task is None):
-            raise ValueError("give either trajectories (a folder) or task (a built-in one)")
+            raise ValueError("give either trajectories (a folder) or task (such as gsm8k)")
+        if self.data is not None and self.task is None:
+            raise ValueError("data is where a task's problems come from: give task too")
         return self
 
 
@@ -201,6 +205,7 @@ class EvaluationConfig(Config):
 
     Attributes:
         benchmark: a name in `t3d.evaluation.BENCHMARKS`.
+        data: file or hub id that its problems come from; None takes the task's own source.
         split: of the benchmark's task; the test split is for the end.
         every_steps: optimizer steps between two evaluations; the last step is always evaluated.
         at_start: evaluate before the first step too, to see what training changes.
@@ -215,6 +220,7 @@ class EvaluationConfig(Config):
     """
 
     benchmark: str = "story"
+    data: str | None = None
     split: str = "validation"
     every_steps: int = Field(..., ge=1)
     at_start: bool = True

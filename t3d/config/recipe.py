@@ -23,6 +23,7 @@ from t3d.config.groups import (
     ReferenceConfig,
     TrackingConfig,
 )
+from t3d.config.prompting import PromptConfig
 from t3d.config.rounds import RoundConfig
 from t3d.errors import RequestError
 
@@ -56,6 +57,7 @@ class Recipe(Config):
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig | None = None
+    prompt: PromptConfig = PromptConfig()
     tracking: TrackingConfig = TrackingConfig()
     precision: Literal["fp32", "tf32", "bf16", "bf16_pure"] | None = None
     log_every: int = Field(10, ge=1)

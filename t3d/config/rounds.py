@@ -15,9 +15,10 @@ class RolloutConfig(Config):
 
     Attributes:
         by: the current student, or the teacher: the model that the recipe names. In round 1 they are the same.
-        task: a name in `t3d.tasks.TASKS`, with its `split`; or
-        prompts: a JSONL file.
-        count: prompts to take; a task needs it, a file gives all of its own without it.
+        task: a name in `t3d.tasks.TASKS`, with its `split` and the `data` (file or hub id) that its problems come from,
+            None being its own source; or
+        prompts: a file of prompts or questions, as the task `jsonl` reads it.
+        count: the first so many; None is all, which an endless task refuses.
         samples: answers a prompt.
         seed: of the task's prompts and of decoding; None is the recipe's seed plus the number of the round (from 1),
             so that every round sees fresh prompts.
@@ -29,6 +30,7 @@ class RolloutConfig(Config):
 
     by: Literal["teacher", "student"] = "student"
     task: str | None = None
+    data: str | None = None
     split: str = "train"
     prompts: str | None = None
     count: int | None = Field(None, ge=1)
@@ -51,9 +53,9 @@ class RolloutConfig(Config):
     @model_validator(mode="after")
     def _one_source_of_prompts(self) -> Self:
         if (self.task is None) == (self.prompts is None):
-            raise ValueError("give either task (a built-in one) or prompts (a JSONL file)")
-        if self.task is not None and self.count is None:
-            raise ValueError("task needs count: its prompts are endless")
+            raise ValueError("give either task (such as gsm8k) or prompts (a file)")
+        if self.data is not None and self.task is None:
+            raise ValueError("data is where a task's problems come from: give task too")
         return self
 
 

@@ -23,7 +23,13 @@ OnFinish = Callable[[int, Generation], None]
 
 
 class Backend(Protocol):
-    """What decodes: `PlainEngine` or `ContinuousEngine`."""
+    """What decodes: `PlainEngine` or `ContinuousEngine`.
+
+    Attributes:
+        name: by which results call it.
+    """
+
+    name: str
 
     def run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
         """Decode requests that share a block size; yields each as it finishes."""
@@ -31,7 +37,15 @@ class Backend(Protocol):
 
 
 class Engine:
-    """Decodes batches of prompts with a block-diffusion model."""
+    """Decodes batches of prompts with a block-diffusion model.
+
+    Attributes:
+        model, tokenizer: that it was given.
+        mask_token_id: the model's.
+        stop_token_ids: ids that end every response.
+        max_batch_size: requests decoded together at most; None is what memory allows.
+        backend: what decodes.
+    """
 
     def __init__(
         self,
@@ -64,6 +78,7 @@ class Engine:
         self.stop_token_ids = models.stop_token_ids(model, tokenizer) if stop_token_ids is None else stop_token_ids
         if backend is None or isinstance(backend, str):
             backend = _make_backend(backend or default_backend(model), model, max_batch_size, memory_gib)
+        self.max_batch_size = max_batch_size
         self.backend = backend
 
     @classmethod

@@ -68,6 +68,7 @@ class Request:
         reveal_steps: list[int],
         confidences: list[float],
         num_forwards: int,
+        seconds: float,
         error: str | None,
     ) -> Generation:
         """The result, cut after the first stop token or at `max_new_tokens`.
@@ -75,6 +76,7 @@ class Request:
         Args:
             token_ids, reveal_steps, confidences: from the first response token to the end of the last block, [L].
             num_forwards: of the model, for this request.
+            seconds: from its admission until its last token was known.
             error: what went wrong, if something did.
         """
         length, reason = self._cut(token_ids)
@@ -87,6 +89,7 @@ class Request:
             finish_reason="error" if error else reason,
             seed=self.seed,
             error=error,
+            seconds=seconds,
         )
 
     def _cut(self, token_ids: list[int]) -> tuple[int, FinishReason]:

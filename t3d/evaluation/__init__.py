@@ -1,8 +1,15 @@
-"""Accuracy against parallelism: run a benchmark at several decoding settings, report with everything counted."""
+"""Accuracy against parallelism: run a benchmark at several decoding settings, report with everything counted.
+
+`run` is the story: an `exam` of a benchmark's problems, at each of the `settings` decoded and graded (`marking`) into a
+`journal` on disk, from which come `answers` and their figures (`metrics`, `results`). `report` is for people.
+"""
 
 from t3d.evaluation.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from t3d.evaluation.exam import prepare
+from t3d.evaluation.identity import require_unused
 from t3d.evaluation.results import EvalResult, SettingResult, read_result, write_result
-from t3d.evaluation.run import evaluate, settings_to_try
+from t3d.evaluation.run import evaluate
+from t3d.evaluation.settings import label_of, settings_to_try
 
 __all__ = [
     "BENCHMARKS",
@@ -11,7 +18,10 @@ __all__ = [
     "SettingResult",
     "evaluate",
     "get_benchmark",
+    "label_of",
+    "prepare",
     "read_result",
+    "require_unused",
     "settings_to_try",
     "write_result",
 ]

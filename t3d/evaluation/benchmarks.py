@@ -1,12 +1,14 @@
-"""Benchmarks by name. A new one is a line in `BENCHMARKS`."""
+"""Benchmarks by name: every task is one, by the split that it is measured on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from t3d.errors import RequestError
-from t3d.tasks import get_task
-from t3d.types import Prompt
+from t3d.tasks import TASKS, Task, get_task, take_problems
+from t3d.types import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,38 +17,53 @@ class Benchmark:
 
     Attributes:
         name: in `BENCHMARKS`.
-        task: a name in `t3d.tasks.TASKS`.
+        task: gives problems, their form and their grader.
         split: of the task.
         max_new_tokens: longest answer worth waiting for.
-        default_limit: problems to run unless told otherwise.
+        default_limit: problems to run unless told otherwise; None is all.
+        data: where the problems come from: a file or hub id; None is the task's own source.
     """
 
     name: str
-    task: str
+    task: Task
     split: str
     max_new_tokens: int
-    default_limit: int
+    default_limit: int | None
+    data: str | None = None
 
-    def prompts(self, limit: int | None, seed: int) -> list[Prompt]:
-        """The first `limit` problems of a seed; always the same ones."""
-        return get_task(self.task).prompts(self.split, limit or self.default_limit, seed)
+    def problems(self, limit: int | None = None, shuffle: int | None = None, seed: int = 0) -> list[Problem]:
+        """The first `limit` problems, at least one; always the same ones.
 
-    def grade(self, response_text: str, answer: str) -> bool:
-        """Whether a response is right."""
-        return get_task(self.task).grade(response_text, answer)
+        Args:
+            limit: None takes the benchmark's default.
+            shuffle: seed of the order that they are taken from; None is the source's own.
+            seed: chooses the problems of an endless task.
+
+        Raises:
+            RequestError: no such data or split, or an endless task and `shuffle`.
+        """
+        return take_problems(self.task, self.split, limit or self.default_limit, shuffle, seed)
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "story": Benchmark("story", task="story", split="test", max_new_tokens=160, default_limit=1000)
-}
+def _of_task(name: str, data: str | None = None) -> Benchmark:
+    task = get_task(name, data)
+    return Benchmark(name, task, task.test_split, task.max_new_tokens, task.default_limit, data)
 
 
-def get_benchmark(name: str) -> Benchmark:
+BENCHMARKS: Mapping[str, Callable[[str | None], Benchmark]] = {name: partial(_of_task, name) for name in TASKS}
+"""Name -> benchmark, made from `data`: a file or hub id; None takes the task's own source."""
+
+
+def get_benchmark(name: str, data: str | None = None) -> Benchmark:
     """The benchmark of that name.
 
+    Args:
+        name: in `BENCHMARKS`.
+        data: file or hub id, in place of the task's own source.
+
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or its task takes no data, or needs some. Data are read later.
     """
     if name not in BENCHMARKS:
         raise RequestError(f"benchmark {name!r} is unknown: use one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    return BENCHMARKS[name](data)

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from t3d.config import Config
+from t3d.config import Config, PromptConfig
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
 
+RESULT_FILE = "result.json"
+
 
 class SettingResult(Config):
-    """One model at one decoding setting.
+    """One model at one decoding setting, over `num_problems` problems with `num_samples` responses each.
 
     Attributes:
         label: as tables show it, such as "2 tokens/step".
         tokens_per_step: the paper's TokPS, B / T; None for rules that decide by themselves.
-        rule, threshold, block_size, steps_per_block, temperature: how it was decoded.
-        num_problems, num_right: counts.
-        accuracy: share of right answers.
-        interval: its 95% interval (Wilson).
-        tokens_per_forward: TPF, response tokens over *all* forwards, prefill included.
-        tokens_per_second: response tokens over wall time of the whole batch.
-        mean_length: response tokens a problem.
+        rule, threshold, block_size, steps_per_block, temperature, top_k, top_p, max_new_tokens: how it was decoded.
+        entropy_bound: nats, of the rule that has one.
+        num_problems, num_samples: problems, and responses to each.
+        num_right: right responses.
+        accuracy: share of right responses: pass@1.
+        interval: its 95% interval: Wilson's with one response a problem, or where all are right or all are wrong; else
+            bootstrapped over problems.
+        pass_at_k: k -> unbiased estimate of the chance that one of k responses is right (Chen et al. 2021, eq. 1), for
+            each power of two up to `num_samples`.
+        verdicts: how many responses were found right, wrong, unparsed, timed out, and so on (`Verdict.outcome`); those
+            that the engine could not finish are "not_decoded".
+        num_tokens, num_forwards: of all responses; forwards of the model, prefill included.
+        tokens_per_forward: TPF, `num_tokens / num_forwards`.
+        mean_steps: denoising steps a response, up to the one that revealed the last of its tokens.
+        measured_tokens_per_step: `num_tokens` over all denoising steps; what a dynamic rule made of the trade.
+        seconds: wall time from the first request to the last response, summed over the parts of a run that was
+            resumed; waiting for verdicts after that does not count.
+        tokens_per_second: `num_tokens / seconds`, of all requests together.
+        latency_median, latency_p95: seconds from a request's admission to its last token (`Generation.seconds`), in the
+            company that it was decoded in (batch size 1 gives the latency of a lone request).
+        mean_length: response tokens.
         finish_reasons: how many responses ended in which way.
     """
 
@@ -35,35 +52,80 @@ class SettingResult(Config):
     block_size: int
     steps_per_block: int
     temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
     num_problems: int
+    num_samples: int
     num_right: int
     accuracy: float
     interval: tuple[float, float]
+    pass_at_k: dict[int, float]
+    verdicts: dict[str, int]
+    num_tokens: int
+    num_forwards: int
     tokens_per_forward: float
+    mean_steps: float
+    measured_tokens_per_step: float
+    seconds: float
     tokens_per_second: float
+    latency_median: float
+    latency_p95: float
     mean_length: float
     finish_reasons: dict[str, int]
+    entropy_bound: float | None = None
 
 
-class EvalResult(Config):
-    """One model on one benchmark.
+class EvalSubject(Config):
+    """What an evaluation is of, and how it is done: all of a result but its figures.
 
     Attributes:
+        schema_version: of the file.
         name: how reports call the model.
         model: folder, hub id or built-in name; model_fingerprint: of its weights.
-        benchmark, seed: which problems.
-        device: what it ran on.
+        benchmark, split: which problems; data: file, folder or hub id that they came from, None for a built-in task.
+        seed: of decoding, and of the problems of an endless task; shuffle: seed of the order that `--limit` took from,
+            None for the source's own order.
+        data_fingerprint: of the problems that were asked, with their answers and tests.
+        prompt: the resolved `PromptConfig`; prompt_fingerprint: of all prompts, as text.
+        grader: its version (`Grader.version`); isolation: what programs ran in, None if there were none.
+        device, dtype, backend, batch_size: what it ran on and how (batch_size None: what memory allowed; of a run that
+            was resumed with another one, the last).
         versions: of the software.
-        settings: a result each.
+        started: UTC time, ISO 8601.
+        command: what was typed, "" from Python.
     """
 
+    schema_version: Literal[2] = 2
     name: str
     model: str
     model_fingerprint: str
     benchmark: str
+    split: str
+    data: str | None
     seed: int
+    shuffle: int | None
+    data_fingerprint: str
+    prompt: PromptConfig
+    prompt_fingerprint: str
+    grader: str
+    isolation: str | None
     device: str
+    dtype: str
+    backend: str
+    batch_size: int | None
     versions: dict[str, str]
+    started: str
+    command: str
+
+
+class EvalResult(EvalSubject):
+    """One model on one benchmark.
+
+    Attributes:
+        settings: a result each.
+    """
+
     settings: list[SettingResult] = Field(min_length=1)
 
 
@@ -84,11 +146,27 @@ def read_result(file: str | Path) -> EvalResult:
     """Read what `write_result` wrote.
 
     Raises:
-        RequestError: not there, or not such a file.
+        RequestError: not there, not such a file, or one of another schema.
     """
     try:
-        return EvalResult.model_validate_json(Path(file).read_text())
+        text = Path(file).read_text(encoding="utf-8")
+        return EvalResult.model_validate_json(text)
     except OSError as error:
         raise RequestError(f"result {file}: {error.strerror or error}; name a result.json of t3d eval") from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RequestError(f"result {file}: not a result of t3d eval") from error
+    except ValidationError as error:
+        if _is_of_another_schema(text):
+            raise RequestError(f"result {file}: written by another version of t3d; run t3d eval again") from error
+        raise RequestError(f"result {file}: not a result of t3d eval") from error
+
+
+def _is_of_another_schema(text: str) -> bool:
+    """The first schema had no number."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(fields, dict) or not {"settings", "model_fingerprint"} <= fields.keys():
+        return False
+    return fields.get("schema_version") != EvalSubject.model_fields["schema_version"].default

@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
-from collections import Counter
+import datetime
+import platform
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
+
+from t3d.config import PromptConfig
 from t3d.engine import Engine
-from t3d.errors import RequestError, WorkError
+from t3d.evaluation.answers import ANSWERS_FILE, Answer, answer_of, figures_of, write_answers
 from t3d.evaluation.benchmarks import Benchmark
-from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import EvalResult, SettingResult
+from t3d.evaluation.exam import Exam, prepare
+from t3d.evaluation.identity import finished_result, identity_of, require_unused
+from t3d.evaluation.journal import Header, Journal, open_journal
+from t3d.evaluation.marking import Marking
+from t3d.evaluation.results import RESULT_FILE, EvalResult, EvalSubject, SettingResult, write_result
+from t3d.evaluation.settings import label_of, setting_fields
 from t3d.models import model_fingerprint
 from t3d.progress import Reporter, progress
-from t3d.types import Decoding, Generation, Prompt
+from t3d.tasks import Grader, GraderOptions
+from t3d.tasks.base import DEFAULT_OPTIONS
+from t3d.types import Decoding
 from t3d.versions import versions
 
-DYNAMIC = "low_confidence_dynamic"
-
-
-def settings_to_try(
-    tokens_per_step: Sequence[int], thresholds: Sequence[float], base: Decoding, model_block_size: int
-) -> list[Decoding]:
-    """Decoding settings: the base rule at each number of tokens per step, the dynamic rule at each threshold.
-
-    Raises:
-        RequestError: a number of tokens per step that does not divide the block, or a threshold out of range.
-    """
-    block_size = base.block_size or model_block_size
-    settings = []
-    for number in tokens_per_step:
-        if number < 1 or block_size % number:
-            raise RequestError(f"tokens-per-step {number} does not divide the block size {block_size}")
-        settings.append(replace(base, block_size=block_size, steps_per_block=block_size // number))
-    for threshold in thresholds:
-        settings.append(
-            replace(base, block_size=block_size, steps_per_block=block_size, rule=DYNAMIC, threshold=threshold)
-        )
-    return settings
-
-
-def label_of(decoding: Decoding) -> str:
-    """How tables name a setting."""
-    assert decoding.block_size is not None
-    assert decoding.steps_per_block is not None
-    if decoding.rule == DYNAMIC:
-        return f"dynamic > {decoding.threshold:g}"
-    number = decoding.block_size / decoding.steps_per_block
-    label = f"{number:g} token{'s' if number != 1 else ''}/step"
-    return label if decoding.rule == "low_confidence_static" else f"{label}, {decoding.rule}"
+TASKS_OWN = PromptConfig()
+"""Questions are put as their task puts them."""
 
 
 def evaluate(
@@ -64,103 +40,131 @@ def evaluate(
     model: str,
     limit: int | None = None,
     seed: int = 0,
-    answers_file: Path | None = None,
+    shuffle: int | None = None,
+    samples: int = 1,
+    prompt: PromptConfig = TASKS_OWN,
+    out: Path | None = None,
+    resume: bool = False,
+    grader_options: GraderOptions = DEFAULT_OPTIONS,
     reporter: Reporter | None = None,
+    command: str = "",
 ) -> EvalResult:
     """Accuracy, parallelism and speed of one model at each setting.
+
+    A response depends on its problem, its number among the problem's samples, `seed` and the setting: not on what else
+    is asked, and not on where a run was cut off. Responses are graded while others are decoded. What is finished is on
+    disk at once: result.json after each setting with those that are complete, the rest in a journal, which at the end
+    becomes answers.jsonl (problem by problem at each setting).
 
     Args:
         engine: with a tokenizer.
         benchmark: the problems and their grader.
-        settings: resolved decoding settings (`settings_to_try`).
+        settings: resolved decoding settings (`settings_to_try`), whose own seeds are not used.
         name: how reports call the model; model: where it came from.
         limit: problems; None takes the benchmark's default.
-        seed: which problems of an endless benchmark.
-        answers_file: every answer as a line of JSON, for looking at.
-        reporter: is told of finished answers; None shows a bar of its own.
+        seed: of decoding, and of the problems of an endless benchmark.
+        shuffle: seed of the order that `limit` takes from; None is the source's own.
+        samples: responses to each problem.
+        prompt: how questions are put; what it leaves open is the task's.
+        out: folder for all files; None writes none.
+        resume: go on with what an earlier run left in `out`, decoding no response twice; one that is finished is only
+            read.
+        grader_options: workers, and what programs run in.
+        reporter: is told of graded answers; None shows a bar of its own.
+        command: what the result says was typed.
 
     Raises:
-        RequestError: a prompt that cannot be decoded at one of the settings, before anything runs.
+        RequestError: before anything runs: a prompt that cannot be decoded at one of the settings; no sandbox where
+            there are programs to run; a folder that holds an evaluation already, or, to resume, another one.
         WorkError: the disk refuses.
     """
-    prompts = benchmark.prompts(limit, seed)
-    prompt_ids = engine.encode([prompt.text for prompt in prompts])
-    for decoding in settings:
-        engine.check(prompt_ids, decoding)
-    if answers_file is not None:
-        _append_answers(answers_file, "", (), (), ())  # a folder that cannot be written shows now, not after an hour
-    results = []
-    total = len(prompts) * len(settings)
-    shown = progress(f"evaluate {name}", total, "answers") if reporter is None else contextlib.nullcontext(reporter)
-    with shown as bar:
-        for decoding in settings:
-            started = time.monotonic()
-            generations = engine.generate(prompt_ids, decoding, on_finish=lambda _, __: bar.advance(1))
-            seconds = time.monotonic() - started
-            verdicts = [
-                benchmark.grade(generation.text or "", prompt.answer or "")
-                for generation, prompt in zip(generations, prompts, strict=True)
-            ]
-            results.append(_summary(decoding, generations, verdicts, seconds))
-            bar.advance(0, **{results[-1].label: f"{100 * results[-1].accuracy:.1f}%"})
-            if answers_file is not None:
-                _append_answers(answers_file, results[-1].label, prompts, generations, verdicts)
-    return EvalResult(
+    exam = prepare(engine, benchmark, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=prompt)
+    if out is not None and not resume:
+        require_unused(out)
+    with benchmark.task.grader(grader_options) as grader:
+        subject = _subject(engine, benchmark, exam, grader, name, model, seed, shuffle, command)
+        identity = identity_of(subject, [setting_fields(each) for each in settings], samples)
+        if out is not None and (finished := finished_result(out, identity)) is not None:
+            return finished
+        with open_journal(out, Header(identity, subject.started, subject.command), resume) as journal:
+            first_part = {"started": journal.header.started, "command": journal.header.command}
+            total = len(exam.items) * len(settings)
+            with _reporting(reporter, name, total, done=len(journal.verdicts)) as bar:
+                return _run(engine, exam, grader, journal, bar, subject.model_copy(update=first_part), out)
+
+
+def _reporting(reporter: Reporter | None, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
+    return progress(f"evaluate {name}", total, "answers", done) if reporter is None else nullcontext(reporter)
+
+
+def _run(
+    engine: Engine,
+    exam: Exam,
+    grader: Grader,
+    journal: Journal,
+    reporter: Reporter,
+    subject: EvalSubject,
+    out: Path | None,
+) -> EvalResult:
+    """Every setting in turn; the files."""
+    answers: list[Answer] = []
+    figures: list[SettingResult] = []
+    for number, decoding in enumerate(exam.settings):
+        Marking(number, decoding, exam.items, grader, journal, reporter).complete(engine)
+        own = _answers(number, decoding, exam, journal)
+        answers += own
+        figures.append(figures_of(decoding, own, exam.num_samples, journal.decoding_seconds(number)))
+        result = EvalResult(**subject.model_dump(), settings=figures)
+        if out is not None:
+            write_result(result, out / RESULT_FILE)
+    if out is not None:
+        write_answers(answers, out / ANSWERS_FILE)
+    journal.remove()
+    return result
+
+
+def _answers(number: int, decoding: Decoding, exam: Exam, journal: Journal) -> list[Answer]:
+    label = label_of(decoding)
+    return [
+        answer_of(label, item, journal.responses[number, place], journal.verdicts[number, place])
+        for place, item in enumerate(exam.items)
+    ]
+
+
+def _subject(
+    engine: Engine,
+    benchmark: Benchmark,
+    exam: Exam,
+    grader: Grader,
+    name: str,
+    model: str,
+    seed: int,
+    shuffle: int | None,
+    command: str,
+) -> EvalSubject:
+    return EvalSubject(
         name=name,
         model=model,
         model_fingerprint=model_fingerprint(engine.model),
         benchmark=benchmark.name,
+        split=benchmark.split,
+        data=benchmark.data,
         seed=seed,
-        device=str(engine.model.device),
+        shuffle=shuffle,
+        data_fingerprint=exam.data_fingerprint,
+        prompt=exam.form,
+        prompt_fingerprint=exam.prompt_fingerprint,
+        grader=grader.version,
+        isolation=grader.isolation,
+        device=_device_name(engine.model.device),
+        dtype=str(engine.model.dtype).removeprefix("torch."),
+        backend=engine.backend.name,
+        batch_size=engine.max_batch_size,
         versions=versions(),
-        settings=results,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
     )
 
 
-def _summary(
-    decoding: Decoding, generations: Sequence[Generation], verdicts: Sequence[bool], seconds: float
-) -> SettingResult:
-    num_tokens = sum(len(generation.token_ids) for generation in generations)
-    num_forwards = sum(generation.num_forwards for generation in generations)
-    dynamic = decoding.rule == DYNAMIC
-    assert decoding.block_size is not None
-    assert decoding.steps_per_block is not None
-    return SettingResult(
-        label=label_of(decoding),
-        tokens_per_step=None if dynamic else decoding.block_size / decoding.steps_per_block,
-        rule=decoding.rule,
-        threshold=decoding.threshold if dynamic else None,
-        block_size=decoding.block_size,
-        steps_per_block=decoding.steps_per_block,
-        temperature=decoding.temperature,
-        num_problems=len(verdicts),
-        num_right=sum(verdicts),
-        accuracy=sum(verdicts) / len(verdicts),
-        interval=wilson_interval(sum(verdicts), len(verdicts)),
-        tokens_per_forward=num_tokens / max(1, num_forwards),
-        tokens_per_second=num_tokens / max(seconds, 1e-9),
-        mean_length=num_tokens / len(generations),
-        finish_reasons=dict(Counter(generation.finish_reason for generation in generations)),
-    )
-
-
-def _append_answers(
-    file: Path, label: str, prompts: Sequence[Prompt], generations: Sequence[Generation], verdicts: Sequence[bool]
-) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as lines:
-            for prompt, generation, right in zip(prompts, generations, verdicts, strict=True):
-                row = {
-                    "setting": label,
-                    "prompt_id": prompt.prompt_id,
-                    "right": right,
-                    "answer": prompt.answer,
-                    "response": generation.text,
-                    "num_tokens": len(generation.token_ids),
-                    "num_forwards": generation.num_forwards,
-                    "finish_reason": generation.finish_reason,
-                }
-                lines.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise WorkError(f"cannot write {file}: {error.strerror or error}") from error
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -1,43 +1,45 @@
-"""Tasks: where prompts come from and how answers are graded.
+"""Tasks: where questions come from and how answers are graded.
 
-A new task is one new package and one line in `TASKS`.
+A new task is one new file or package and one line in `TASKS`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from t3d.errors import RequestError
-from t3d.tasks.prompts import read_prompts
+from t3d.tasks.base import Grader, GraderOptions, Task, choose, take_problems
+from t3d.tasks.gsm8k import GSM8KTask
+from t3d.tasks.humaneval import HumanEvalTask
+from t3d.tasks.jsonl import JsonlTask
+from t3d.tasks.math500 import Math500Task
+from t3d.tasks.mbpp import MBPPTask
 from t3d.tasks.story.task import StoryTask
-from t3d.types import Prompt
 
-__all__ = ["TASKS", "Task", "get_task", "read_prompts"]
-
-
-class Task(Protocol):
-    """A source of graded prompts; item i of a split depends on (split, seed, i) only, never on `count`."""
-
-    name: str
-
-    def prompts(self, split: str, count: int, seed: int) -> list[Prompt]:
-        """The first `count` prompts of a split, with their answers."""
-
-    def documents(self, split: str, count: int, seed: int) -> list[tuple[Prompt, str]]:
-        """The same prompts, each with a good response text (for supervised training; the eos token follows)."""
-
-    def grade(self, response_text: str, answer: str) -> bool:
-        """Whether a response is right."""
-
-    def extract_answer(self, response_text: str) -> str | None:
-        """What a response gives as its answer, for `grade` to hold another response against; None if it gives none."""
+__all__ = ["TASKS", "Grader", "GraderOptions", "Task", "choose", "get_task", "take_problems"]
 
 
-TASKS: dict[str, Task] = {"story": StoryTask()}
+TASKS: dict[str, Callable[[str | None], Task]] = {
+    "story": StoryTask,
+    "gsm8k": GSM8KTask,
+    "math500": Math500Task,
+    "humaneval": HumanEvalTask,
+    "mbpp": MBPPTask,
+    "jsonl": JsonlTask,
+}
+"""Name -> task, made from `data`: a file or hub id; None takes the task's own source."""
 
 
-def get_task(name: str) -> Task:
-    """The task of that name."""
+def get_task(name: str, data: str | None = None) -> Task:
+    """The task of that name.
+
+    Args:
+        name: in `TASKS`.
+        data: JSON Lines, JSON or Parquet file, or hub id, in place of the task's own source.
+
+    Raises:
+        RequestError: there is no such task, or it takes no data, or needs some. Data are read later.
+    """
     if name not in TASKS:
         raise RequestError(f"unknown task {name!r}: choose one of {', '.join(sorted(TASKS))}")
-    return TASKS[name]
+    return TASKS[name](data)

@@ -16,22 +16,31 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from t3d import trajectories
-from t3d.config import BatchConfig, CorruptionConfig, DataConfig
+from t3d.config import BatchConfig, CorruptionConfig, DataConfig, PromptConfig
 from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack_in_budget, row_generator
 from t3d.errors import RequestError
 from t3d.models import SDARConfig, mask_token_id, tokenizer_fingerprint
 from t3d.tasks import get_task
+from t3d.tasks.prompts import put_questions, render_solution
 
 logger = logging.getLogger(__name__)
 
 
-def load_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig) -> list[TrainingRow]:
+def load_rows(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig, form: PromptConfig
+) -> list[TrainingRow]:
     """The rows that a recipe's `data` names, tokenised with this tokenizer.
 
+    Args:
+        data: a task's worked answers, or trajectories.
+        tokenizer, config: the model's.
+        form: how the task's questions are put; trajectories keep the prompts that they were rolled out with.
+
     Raises:
-        RequestError: trajectories of another tokenizer or mask id, or no row left to train on.
+        RequestError: trajectories of another tokenizer or mask id, problems without a worked answer, or no row left to
+            train on.
     """
-    rows = _task_rows(data, tokenizer) if data.task else _trajectory_rows(data, tokenizer, config)
+    rows = _task_rows(data, tokenizer, form) if data.task else _trajectory_rows(data, tokenizer, config)
     limit = config.max_position_embeddings
     fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= limit]
     if not fitting:
@@ -44,19 +53,29 @@ def load_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDAR
     return fitting
 
 
-def _task_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[TrainingRow]:
+def _task_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, asked: PromptConfig) -> list[TrainingRow]:
     assert data.task is not None
-    documents = get_task(data.task).documents(data.split, data.count, data.seed)
-    prompts = tokenizer([prompt.text for prompt, _ in documents], add_special_tokens=False)["input_ids"]
-    responses = tokenizer([response for _, response in documents], add_special_tokens=False)["input_ids"]
+    task = get_task(data.task, data.data)
+    problems = task.problems(data.split, data.count, data.seed)
+    unsolved = next((each for each in problems if each.solution is None), None)
+    if unsolved is not None:
+        raise RequestError(f"data: {data.task} has no worked answer of {unsolved.problem_id} to learn from")
+    put = put_questions(task, problems, asked, tokenizer)
+    prompts = _encode(tokenizer, [prompt.text for prompt in put.prompts])
+    responses = _encode(tokenizer, [render_solution(problem, put.form) for problem in problems])
     return [
         TrainingRow(
-            row_id=prompt.prompt_id,
+            row_id=problem.problem_id,
             prompt_ids=np.asarray(prompt_ids, dtype=np.int64),
             response_ids=np.asarray([*response_ids, tokenizer.eos_token_id], dtype=np.int64),
         )
-        for (prompt, _), prompt_ids, response_ids in zip(documents, prompts, responses, strict=True)
+        for problem, prompt_ids, response_ids in zip(problems, prompts, responses, strict=True)
     ]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _trajectory_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig) -> list[TrainingRow]:

@@ -229,7 +229,7 @@ class Trainer:
                 f"objective {recipe.objective.name}: needs trajectories, not data.task; run t3d rollout first"
             )
         return StepDataset(
-            load_rows(recipe.data, self.tokenizer, model.config),
+            load_rows(recipe.data, self.tokenizer, model.config, recipe.prompt),
             corruption=recipe.corruption,
             hider=self.objective.hider,
             batch=recipe.batch,

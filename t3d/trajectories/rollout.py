@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import t3d
+from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.engine.engine import OnFinish
 from t3d.errors import RequestError
@@ -70,6 +71,7 @@ def rollout(
     folder: str | Path,
     *,
     model_name: str,
+    form: PromptConfig | None = None,
     samples: int = 1,
     resume: bool = False,
     rows_per_shard: int = ROWS_PER_SHARD,
@@ -86,6 +88,7 @@ def rollout(
         decoding: one setting for all; its seed gives every response a seed of its own.
         folder: new, empty, or the unfinished rollout of the same request.
         model_name: how the metadata names the model.
+        form: that the prompts were rendered by, for the metadata; None if they were not rendered by us.
         samples: responses a prompt.
         resume: go on where an earlier run stopped.
         rows_per_shard: rows of one file.
@@ -107,7 +110,7 @@ def rollout(
         for sample in range(samples)
     ]
     shards = [work[start : start + rows_per_shard] for start in range(0, len(work), rows_per_shard)]
-    meta = rollout_meta(engine, decoding, model_name)
+    meta = rollout_meta(engine, decoding, model_name, form)
     writer = TrajectoryWriter(folder, meta, _fingerprint(prompts, samples, rows_per_shard), len(shards), resume)
     summary, started = RolloutSummary(), time.monotonic()
     done = sum(len(shards[index]) for index in writer.finished)
@@ -125,8 +128,10 @@ def rollout(
     return summary
 
 
-def rollout_meta(engine: Engine, decoding: Decoding, model_name: str) -> TrajectoryMeta:
-    """The metadata of a rollout with this engine and these settings."""
+def rollout_meta(
+    engine: Engine, decoding: Decoding, model_name: str, form: PromptConfig | None = None
+) -> TrajectoryMeta:
+    """The metadata of a rollout with this engine, these settings and prompts of this form."""
     assert engine.tokenizer is not None
     settings = decoding.resolve(engine.model.config.block_size)
     assert settings.block_size is not None
@@ -148,6 +153,7 @@ def rollout_meta(engine: Engine, decoding: Decoding, model_name: str) -> Traject
         max_new_tokens=settings.max_new_tokens,
         seed=settings.seed,
         software_version=t3d.__version__,
+        prompt=form,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from t3d.config import PromptConfig
 from t3d.errors import RequestError
 from t3d.types import FinishReason, Trajectory
 
@@ -49,6 +50,8 @@ class TrajectoryMeta:
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound,
             max_new_tokens, seed: the decoding settings, as in `t3d.types.Decoding`, resolved.
         software_version: version of this package.
+        prompt: the resolved form that questions were put in; None if prompts were not rendered by this package, or by
+            one that did not write it down.
     """
 
     model: str
@@ -67,23 +70,26 @@ class TrajectoryMeta:
     max_new_tokens: int
     seed: int
     software_version: str
+    prompt: PromptConfig | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""
-        return asdict(self)
+        return {**asdict(self), "prompt": self.prompt and self.prompt.model_dump()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrajectoryMeta:
         """The inverse of `to_dict`; raises `RequestError` naming a field that is missing or unknown."""
         names = {field.name for field in fields(cls)}
+        values = {"prompt": None, **values}
         if missing := sorted(names - values.keys()):
             raise RequestError(f"trajectory metadata lacks the field {missing[0]!r}")
         if unknown := sorted(values.keys() - names):
             raise RequestError(f"trajectory metadata has the unknown field {unknown[0]!r}")
-        return cls(**values)
+        prompt = values.pop("prompt")
+        return cls(**values, prompt=prompt and PromptConfig.model_validate(prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class Manifest:
 
     def first_difference(self, asked: Manifest) -> str | None:
         """Why this folder cannot be continued for `asked`: "temperature 0.1, not 0.7"; None if it can."""
-        old, new = ({**m.meta.to_dict(), **m._request()} for m in (self, asked))
+        old, new = (m._facts() for m in (self, asked))
         names = (name for name in new if old[name] != new[name])
         return next((f"{name} {old[name]!r}, not {new[name]!r}" for name in names), None)
 
@@ -129,6 +135,13 @@ class Manifest:
             return cls(TrajectoryMeta.from_dict(content.pop("meta")), **content, shards=shards)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"not a trajectory manifest ({error})") from error
+
+    def _facts(self) -> dict[str, Any]:
+        """All that must be the same for a rollout to go on, the parts of the prompts' form one by one."""
+        facts = self.meta.to_dict()
+        form = facts.pop("prompt") or {}
+        parts = {f"prompt.{name}": form.get(name) for name in PromptConfig.model_fields}
+        return {**facts, **parts, **self._request()}
 
     def _request(self) -> dict[str, Any]:
         return {"request_fingerprint": self.request_fingerprint, "num_shards": self.num_shards}

@@ -289,7 +289,7 @@ class Core:
         is_over = (events & int(Event.IS_OVER)) > 0
         for row in np.flatnonzero(((events & int(Event.FINISHED_BLOCK)) > 0) & is_here).tolist():
             sequence = launch.sequences[row]
-            sequence.rows.append(report[row])
+            sequence.take_in(report[row])
             if is_over[row]:
                 finished.append(sequence)
                 if events[row] & Event.FAILED:

@@ -29,6 +29,8 @@ class ContinuousEngine:
         on_block: called after each finished block of a request.
     """
 
+    name = "continuous"
+
     def __init__(
         self,
         model: SDARForCausalLM,

@@ -7,6 +7,7 @@ Host only: it decides, and the core moves the data. Preempting is never cutting 
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Iterable
 
 from t3d.engine.continuous.pages import PAGE_SIZE, PageAllocator, num_pages_for
@@ -104,6 +105,7 @@ class Scheduler:
         """Give the next waiting request its slot and pages; it shares those of a prompt that begins like its own."""
         assert heapq.heappop(self._waiting)[1] is sequence
         sequence.slot = self._free_slots.pop()
+        sequence.admitted_at = sequence.admitted_at or time.perf_counter()
         self.running[sequence.slot] = sequence
         if sequence.swapped is None:
             shared = self._pages.known(sequence.prefix_keys)

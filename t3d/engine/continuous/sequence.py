@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ class Sequence:
         swapped: set while it is preempted.
         is_cancelled: nobody waits for it any more.
         rows: the reports of its finished blocks, in order.
+        admitted_at, over_at: seconds of `time.perf_counter`: its first admission, and when its last block was known.
     """
 
     request: Request
@@ -59,6 +61,8 @@ class Sequence:
     swapped: Swapped | None = None
     is_cancelled: bool = False
     rows: list[np.ndarray] = field(default_factory=list)
+    admitted_at: float | None = None
+    over_at: float | None = None
 
     def __post_init__(self) -> None:
         request = self.request
@@ -79,6 +83,12 @@ class Sequence:
         """Whether its last block is known."""
         return bool(self.rows) and bool(self.rows[-1][Report.EVENTS] & Event.IS_OVER)
 
+    def take_in(self, row: np.ndarray) -> None:
+        """The report of a finished block has come."""
+        self.rows.append(row)
+        if self.is_over:
+            self.over_at = time.perf_counter()
+
     def num_pages_to_start(self) -> int:
         """Pages that admission asks for: what it had, or its prompt's and the first blocks'."""
         if self.swapped is not None:
@@ -87,6 +97,8 @@ class Sequence:
 
     def generation(self) -> Generation:
         """The result of a request that is over."""
+        assert self.admitted_at is not None
+        assert self.over_at is not None
         request = self.request
         last = self.rows[-1]
         has_failed = bool(last[Report.EVENTS] & Event.FAILED)
@@ -99,6 +111,7 @@ class Sequence:
             steps.tolist(),
             confidences.tolist(),
             int(last[Report.NUM_FORWARDS]),
+            self.over_at - self.admitted_at,
             NOT_FINITE if has_failed else None,
         )
 

@@ -6,6 +6,8 @@ L positions, M masked positions of the active blocks of N rows.
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ class Batch:
         num_steps, num_forwards: int64 [S] denoising steps, and all forwards, so far.
         has_uncommitted_block: bool [S] the block before the active one is finished but not in the cache yet.
         has_failed: bool [S].
+        admitted_at: float64 [S] seconds of `time.perf_counter`.
     """
 
     def __init__(self, requests: list[Request], num_slots: int, mask_token_id: int, device: torch.device) -> None:
@@ -54,6 +57,7 @@ class Batch:
         self.num_forwards = column(torch.int64)
         self.has_uncommitted_block = column(torch.bool)
         self.has_failed = column(torch.bool)
+        self.admitted_at = column(torch.float64)
         # What each request asked for.
         self.prompt_length = column(torch.int64)
         self.max_length = column(torch.int64)
@@ -100,6 +104,7 @@ class Batch:
             fresh[slots] = 0
         self.has_uncommitted_block[slots] = False
         self.has_failed[slots] = False
+        self.admitted_at[slots] = time.perf_counter()
         self._write_settings(slots, requests)
         return slots
 
@@ -202,9 +207,11 @@ class Batch:
     def generations(self, slots: Tensor) -> list[Generation]:
         """The results of requests that are over, int64 [K]."""
         columns = (self.tokens, self.reveal_steps, self.confidences, self.block_start, self.num_forwards)
-        rows = zip(*(column[slots].tolist() for column in (*columns, self.has_failed)), strict=True)
+        more = (self.has_failed, self.admitted_at)
+        rows = zip(slots.tolist(), *(column[slots].tolist() for column in (*columns, *more)), strict=True)
+        now = time.perf_counter()  # the device has handed over what it computed
         results = []
-        for slot, (tokens, steps, confidences, end, num_forwards, has_failed) in zip(slots.tolist(), rows, strict=True):
+        for slot, tokens, steps, confidences, end, num_forwards, has_failed, admitted_at in rows:
             request = self.requests[slot]
             start = request.prompt_length
             if has_failed and self.mask_token_id in tokens[start:end]:
@@ -215,6 +222,7 @@ class Batch:
                     steps[start:end],
                     confidences[start:end],
                     num_forwards,
+                    now - admitted_at,
                     NOT_FINITE if has_failed else None,
                 )
             )

@@ -24,6 +24,8 @@ class PlainEngine:
         use_cache: False recomputes whole sequences at every step, for comparison.
     """
 
+    name = "plain"
+
     def __init__(
         self,
         model: SDARForCausalLM,

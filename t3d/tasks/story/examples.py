@@ -20,12 +20,14 @@ class Example:
     Attributes:
         prompt_id: `story/<split>/<seed>/<index>`.
         problem: the numbers and events behind the words.
+        question: the words of the problem.
         prompt: the rendered question, up to where the model starts writing.
         response: one of many good worked answers; ends in `#### <answer>`.
     """
 
     prompt_id: str
     problem: Problem
+    question: str
     prompt: str
     response: str
 
@@ -53,4 +55,4 @@ def _example(split: str, seed: int, index: int) -> Example:
         if split_of(problem) == split:
             break
     question, answer = word_question(problem, draws), word_answer(problem, draws)
-    return Example(prompt_id, problem, render_question(question), render_response(answer))
+    return Example(prompt_id, problem, question, render_question(question), render_response(answer))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from t3d.types import Verdict
+
 _MARKER = "####"
 _NUMBER = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]+)?)(?![0-9]|[.,][0-9])")
 
@@ -16,7 +18,10 @@ def extract_answer(response_text: str) -> str | None:
     return found[1] if found else None
 
 
-def grade(response_text: str, answer: str) -> bool:
+def judge(response_text: str, answer: str) -> Verdict:
     """Whether the number right after the last `####` equals `answer`; a response without one is wrong."""
     found = extract_answer(response_text)
-    return found is not None and Decimal(found) == Decimal(answer)
+    if found is None:
+        return Verdict(False, "no_answer")
+    right = Decimal(found) == Decimal(answer)
+    return Verdict(right, "right" if right else "wrong", found)

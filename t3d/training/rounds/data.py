@@ -11,30 +11,46 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from t3d import trajectories
-from t3d.config import RolloutConfig
+from t3d.config import PromptConfig, RolloutConfig
 from t3d.engine.request import check_request
 from t3d.engine.rules import RULES
 from t3d.errors import RequestError
 from t3d.models import SDARConfig
-from t3d.tasks import Task, get_task, read_prompts
-from t3d.types import Decoding, Prompt, Trajectory
+from t3d.tasks import Grader, Task, get_task
+from t3d.tasks.prompts import Questions, put_questions
+from t3d.tasks.sources import ALL
+from t3d.types import Decoding, Problem, Prompt, Trajectory
 
 FULL_STEP_RULE = "low_confidence_static"
 ADAPTIVE_RULES = frozenset({"low_confidence_dynamic", "entropy_bounded"})
 """They may reveal more than their quota, so that T = B is not one token a step."""
 
 
-def prompts_of(rollout: RolloutConfig, seed: int) -> list[Prompt]:
-    """The prompts that a rollout answers, in order.
+def questions_of(
+    rollout: RolloutConfig, asked: PromptConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Questions:
+    """The questions of a rollout, put as `asked` and its task say.
 
     Raises:
-        RequestError: no such task, split or file, or a file that holds something else.
+        RequestError: no such task, split or file, a file that holds something else, or a form that cannot be.
     """
-    if rollout.prompts is not None:
-        return read_prompts(rollout.prompts)[: rollout.count]
-    assert rollout.task is not None
-    assert rollout.count is not None
-    return get_task(rollout.task).prompts(rollout.split, rollout.count, seed)
+    task, split = _task_of(rollout), rollout.split if rollout.task is not None else ALL
+    return put_questions(task, task.problems(split, rollout.count, seed), asked, tokenizer)
+
+
+def grader_of(rollout: RolloutConfig) -> Grader | None:
+    """What tells whether two answers agree: the task's grader; None for a file of prompts.
+
+    Raises:
+        RequestError: the task's problems cannot be graded, or not on this machine.
+    """
+    return _task_of(rollout).grader() if rollout.task is not None else None
+
+
+def _task_of(rollout: RolloutConfig) -> Task:
+    if rollout.task is not None:
+        return get_task(rollout.task, rollout.data)
+    return get_task("jsonl", rollout.prompts)
 
 
 def decoding_of(rollout: RolloutConfig, block_size: int, seed: int) -> Decoding:
@@ -79,32 +95,31 @@ def check_prompts(
         check_request(index, prompt_ids, decoding, decoding.seed, (), config)
 
 
-def answers_agree(few_step_text: str, full_step_text: str, task: Task | None) -> bool:
-    """Whether two responses to one prompt give the same answer.
+def agreeing(
+    few_step: Iterable[Trajectory], full_step: Iterable[Trajectory], grader: Grader | None
+) -> list[Trajectory]:
+    """The few-step rows that give the same answer as the full-step row of the same prompt and sample.
 
-    A task reads the answer that the full-step response gives and grades the few-step response by it; a full-step
-    response without one agrees with nothing. Without a task the texts must be the same.
-    """
-    if task is None:
-        return few_step_text.strip() == full_step_text.strip()
-    answer = task.extract_answer(full_step_text)
-    return answer is not None and task.grade(few_step_text, answer)
-
-
-def agreeing(few_step: Iterable[Trajectory], full_step: Iterable[Trajectory], task: Task | None) -> list[Trajectory]:
-    """The few-step rows that agree (`answers_agree`) with the full-step row of the same prompt and sample.
+    A grader reads the answer that the full-step response gives and grades the few-step response by it; a full-step
+    response without one agrees with nothing. Without a grader the texts must be the same.
 
     Args:
         few_step, full_step: rows of the same work list, in its order.
-        task: whose prompts they answer, if it is a task's.
+        grader: of the task whose prompts they answer, if they are a task's.
     """
-    kept = []
-    for few, full in zip(few_step, full_step, strict=True):
+    pairs = list(zip(few_step, full_step, strict=True))
+    for few, full in pairs:
         if (few.prompt_id, few.sample) != (full.prompt_id, full.sample):
             raise ValueError(f"row {few.prompt_id}/{few.sample} stands beside row {full.prompt_id}/{full.sample}")
-        if answers_agree(few.response_text, full.response_text, task):
-            kept.append(few)
-    return kept
+    if grader is None:
+        return [few for few, full in pairs if few.response_text.strip() == full.response_text.strip()]
+    answered = [
+        (few, answer) for few, full in pairs if (answer := grader.extract_answer(full.response_text)) is not None
+    ]
+    verdicts = [
+        grader.submit(few.response_text, Problem(few.prompt_id, few.prompt_text, answer)) for few, answer in answered
+    ]
+    return [few for (few, _), verdict in zip(answered, verdicts, strict=True) if verdict.result().right]
 
 
 def figures_of(folder: Path) -> dict[str, Any]:

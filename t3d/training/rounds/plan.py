@@ -12,10 +12,11 @@ from t3d.config import Recipe, RoundConfig
 from t3d.errors import RequestError
 from t3d.models import FAMILIES, SDARConfig, SDARForCausalLM, load_config, random_model
 from t3d.objectives import build_objective
-from t3d.training.rounds.data import check_prompts, decoding_of, full_step_of, prompts_of
+from t3d.tasks.prompts import Questions
+from t3d.training.rounds.data import check_prompts, decoding_of, full_step_of, grader_of, questions_of
 from t3d.training.run.watching import Watcher
 from t3d.training.student import make_student
-from t3d.types import Decoding, Prompt
+from t3d.types import Decoding
 
 TEACHER, MODEL = "teacher", "model"
 
@@ -27,7 +28,7 @@ class Round:
     Attributes:
         number: from 1.
         config: its part of the recipe.
-        prompts: what is answered.
+        questions: what is answered.
         few_step: how; resolved.
         full_step: how the answers to agree with are decoded; None keeps all answers.
         roller: the model that rolls out.
@@ -36,7 +37,7 @@ class Round:
 
     number: int
     config: RoundConfig
-    prompts: list[Prompt]
+    questions: Questions
     few_step: Decoding
     full_step: Decoding | None
     roller: str
@@ -103,10 +104,12 @@ def _plan(
     rollout = chosen.rollout
     seed = recipe.seed_of_round(number) if rollout.seed is None else rollout.seed
     few_step = decoding_of(rollout, config.block_size, seed)
-    prompts = prompts_of(rollout, seed)
-    check_prompts(prompts, few_step, tokenizer, config)
+    questions = questions_of(rollout, recipe.prompt, tokenizer, seed)
+    check_prompts(questions.prompts, few_step, tokenizer, config)
     full_step = full_step_of(few_step) if chosen.keep == "agreeing" else None
-    return Round(number, chosen, prompts, few_step, full_step, roller, start)
+    if full_step is not None and (grader := grader_of(rollout)) is not None:
+        grader.close()  # it can be had, and that is all for now
+    return Round(number, chosen, questions, few_step, full_step, roller, start)
 
 
 def _check_training(recipe: Recipe, model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,12 +29,11 @@ from t3d import trajectories
 from t3d.config import Recipe
 from t3d.engine import Engine
 from t3d.errors import WorkError
-from t3d.evaluation.run import label_of
+from t3d.evaluation import label_of
 from t3d.models import SDARForCausalLM, load_model, load_tokenizer, random_model, save_model
-from t3d.tasks import get_task
 from t3d.training.device import prepare_device, release_memory
 from t3d.training.precision import compute_dtype
-from t3d.training.rounds.data import agreeing, figures_of
+from t3d.training.rounds.data import agreeing, figures_of, grader_of
 from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
 from t3d.training.rounds.record import RoundsFile
 from t3d.training.run.folder import RECIPE_FILE, RunFolder, steps_of_finished
@@ -113,14 +113,15 @@ class RoundsRun:
         for folder, decoding in rollouts.items():
             who = "teacher" if each.roller == teacher_of(self.recipe) else "student"
             pace = label_of(decoding).replace("/", " per ") + (", to compare" if decoding == each.full_step else "")
-            self._say(each, f"the {who} rolls out {len(each.prompts) * samples:,} answers at {pace}")
+            self._say(each, f"the {who} rolls out {len(each.questions.prompts) * samples:,} answers at {pace}")
             started = time.monotonic()
             trajectories.rollout(
                 engine,
-                each.prompts,
+                each.questions.prompts,
                 decoding,
                 self.out / folder,
                 model_name=each.roller,
+                form=each.questions.form,
                 samples=samples,
                 resume=True,
             )
@@ -142,12 +143,12 @@ class RoundsRun:
         """Write down the answers to learn from, and make sure that there are some."""
         few_step, *full_step = each.rollouts
         if full_step and each.data not in self._finished:
-            task = each.config.rollout.task
-            rows = agreeing(
-                trajectories.read(self.out / few_step),
-                trajectories.read(self.out / full_step[0]),
-                get_task(task) if task is not None else None,
-            )
+            with grader_of(each.config.rollout) or nullcontext() as grader:
+                rows = agreeing(
+                    trajectories.read(self.out / few_step),
+                    trajectories.read(self.out / full_step[0]),
+                    grader,
+                )
             trajectories.write(self.out / each.data, rows, trajectories.read_meta(self.out / few_step), resume=True)
             self._finished.add(each.data, figures_of(self.out / each.data))
         self._check_something_is_left(each)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from t3d.config import EvaluationConfig, Recipe
 from t3d.engine import Engine
 from t3d.errors import RequestError, WorkError
-from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
+from t3d.evaluation import EvalResult, evaluate, get_benchmark, prepare, settings_to_try
 from t3d.models import save_model
 from t3d.progress import Reporter
 from t3d.training.device import release_memory
@@ -56,9 +56,11 @@ class Watcher:
     Attributes:
         evaluated: finished steps at which this run was evaluated, in order; a checkpoint holds them.
         best: on disk; that of a part of the run which a kill cut off counts too.
+        num_answers: of one evaluation.
 
     Raises:
-        RequestError: no such benchmark or split, or a setting in which its problems cannot be decoded.
+        RequestError: no such benchmark or split, a setting in which its problems cannot be decoded, or nothing to run
+            programs in where its answers are some.
     """
 
     def __init__(
@@ -73,11 +75,11 @@ class Watcher:
         self._folder = folder
         self.evaluated: list[int] = []
         try:
-            self._benchmark = replace(get_benchmark(evaluation.benchmark), split=evaluation.split)
+            self._benchmark = replace(get_benchmark(evaluation.benchmark, evaluation.data), split=evaluation.split)
             longest = evaluation.max_new_tokens or self._benchmark.max_new_tokens
             base = Decoding(block_size=recipe.corruption.block_size, max_new_tokens=longest)
             self._settings = settings_to_try(evaluation.tokens_per_step, (), base, student.model.config.block_size)
-            self._check_prompts()
+            self.num_answers = self._checked_answers() * len(self._settings)
         except RequestError as error:
             raise RequestError(f"evaluation: {error}") from error
         self.best = _read_best(folder)
@@ -94,11 +96,6 @@ class Watcher:
         if not self._config.patience or self.best is None:
             return False
         return sum(step > self.best.step for step in self.evaluated) >= self._config.patience
-
-    @property
-    def num_answers(self) -> int:
-        """Of one evaluation."""
-        return self._config.limit * len(self._settings)
 
     def evaluate(self, step: int, reporter: Reporter) -> dict[str, float]:
         """Metrics of the student after `step` finished steps; if it is the best so far, it goes to the folder.
@@ -144,6 +141,7 @@ class Watcher:
                 name="student",
                 model=self._recipe.out,
                 limit=config.limit,
+                prompt=self._recipe.prompt,
                 reporter=reporter,
             )
         finally:
@@ -162,12 +160,12 @@ class Watcher:
             raise WorkError(f"best model {self._folder}: {error.strerror or error}") from error
         self.best = found
 
-    def _check_prompts(self) -> None:
-        """Nothing is decoded: a wrong request shows before the training, not after its first hour."""
+    def _checked_answers(self) -> int:
+        """Answers at each setting. Nothing is decoded: a wrong request shows now, not after an hour of training."""
         engine = Engine(self._student.model, self._tokenizer, backend="plain")
-        prompts = engine.encode([prompt.text for prompt in self._benchmark.prompts(self._config.limit, seed=0)])
-        for setting in self._settings:
-            engine.check(prompts, setting)
+        exam = prepare(engine, self._benchmark, self._settings, limit=self._config.limit, prompt=self._recipe.prompt)
+        self._benchmark.task.grader().close()
+        return len(exam.items)
 
 
 def memory_allowed(gib: float | None, device: torch.device) -> float | None:

@@ -1,0 +1,185 @@
+"""`t3d eval`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t3d.cli_options import (
+    BackendOption,
+    BatchOption,
+    BlockOption,
+    DeviceOption,
+    DtypeOption,
+    InstructionOption,
+    MemoryOption,
+    ModelOption,
+    RecipeOption,
+    RuleOption,
+    SeedOption,
+    ShuffleOption,
+    StyleOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    check_new_folder,
+    integers_of,
+    numbers_of,
+    prompt_form_of,
+    rule_of,
+    words_of,
+)
+from t3d.errors import RequestError
+from t3d.types import Decoding
+
+if TYPE_CHECKING:
+    from t3d.evaluation import Benchmark, EvalResult
+
+NOT_DECIDED = ("unparsed", "timeout")
+"""Outcomes that say more of the grader than of the answer."""
+
+
+def evaluate(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Folder for result.json, answers.jsonl and the plot.")],
+    benchmark: Annotated[str, typer.Option(help="Comma-separated benchmarks, for example gsm8k,mbpp.")] = "story",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="File or hub id of the problems; of several benchmarks NAME=FILE, more than once."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the problems; default: the benchmark's test split.")] = None,
+    tokens_per_step: Annotated[
+        str, typer.Option(help="Comma-separated, each divides the block size; '' for none.")
+    ] = "1,2,4",
+    threshold: Annotated[
+        str, typer.Option(help="Comma-separated thresholds of the dynamic rule, for example 0.7,0.9; '' for none.")
+    ] = "0.9",
+    name: Annotated[str | None, typer.Option(help="How reports call the model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems; default: the benchmark's.")] = None,
+    shuffle: ShuffleOption = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each problem, for pass@k.")] = 1,
+    block_size: BlockOption = None,
+    rule: RuleOption = "low_confidence_static",
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the benchmark's.")] = None,
+    prompt_style: StyleOption = None,
+    instruction: InstructionOption = None,
+    system: SystemOption = None,
+    recipe: RecipeOption = None,
+    sandbox: Annotated[str, typer.Option(help="What programs run in: auto, bubblewrap, unshare or limits.")] = "auto",
+    grader_workers: Annotated[int | None, typer.Option(min=1, help="Answers graded at a time; default: cores.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchOption = None,
+    backend: BackendOption = None,
+    memory_gib: MemoryOption = None,
+) -> None:
+    """Measure accuracy against parallelism, with intervals and every forward counted."""
+    from t3d import evaluation
+    from t3d.tasks import GraderOptions
+
+    chosen = benchmarks_of(words_of(benchmark, "benchmark"), data or [], split)
+    numbers = integers_of(tokens_per_step, "tokens-per-step") if tokens_per_step else []
+    thresholds = numbers_of(threshold, "threshold") if threshold else []
+    base = Decoding(
+        block_size=block_size, rule=rule_of(rule), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    form = prompt_form_of(recipe, prompt_style, instruction, system)
+    options = GraderOptions(num_workers=grader_workers, sandbox=sandbox)
+    folders = [out if len(chosen) == 1 else out / each.name for each in chosen]
+    if not resume:
+        for folder in folders:
+            evaluation.require_unused(folder)
+        check_new_folder(out)
+    for each in chosen:  # before a model is loaded
+        each.problems(limit, shuffle, seed)
+        each.task.grader(options).close()
+
+    from t3d.engine import Engine
+
+    engine = Engine.from_pretrained(
+        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
+    )
+    settings_of = {}
+    for each in chosen:  # all of them before the first runs
+        longest = replace(base, max_new_tokens=max_new_tokens or each.max_new_tokens)
+        settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size)
+        evaluation.prepare(
+            engine, each, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=form
+        )
+        settings_of[each.name] = settings
+    for each, folder in zip(chosen, folders, strict=True):
+        try:
+            result = evaluation.evaluate(
+                engine,
+                each,
+                settings_of[each.name],
+                name=name or Path(model).name,
+                model=model,
+                limit=limit,
+                seed=seed,
+                shuffle=shuffle,
+                samples=samples,
+                prompt=form,
+                out=folder,
+                resume=resume,
+                grader_options=options,
+                command=shlex.join(["t3d", *sys.argv[1:]]),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{folder} keeps what is finished: the same t3d eval with --resume goes on"
+            ) from None
+        _show(result, folder)
+
+
+def benchmarks_of(names: Sequence[str], data: Sequence[str], split: str | None) -> list[Benchmark]:
+    """The benchmarks of `--benchmark`, `--data` and `--split`.
+
+    Args:
+        names: of benchmarks.
+        data: each FILE, if there is one benchmark, or NAME=FILE; a hub id may stand for a file.
+        split: None is each benchmark's own.
+
+    Raises:
+        RequestError: an unknown or repeated benchmark, or data of none or of which is not clear.
+    """
+    from t3d.evaluation import BENCHMARKS, get_benchmark
+
+    if len(set(names)) < len(names):
+        raise RequestError(f"--benchmark {','.join(names)}: names one more than once")
+    source_of: dict[str, str] = {}
+    for each in data:
+        named, separator, source = each.partition("=")
+        if not separator or named not in BENCHMARKS:  # the = of a file's name
+            named, source = names[0] if len(names) == 1 else "", each
+        if named not in names or named in source_of:
+            raise RequestError(f"--data {each}: write NAME=FILE, once for a benchmark of --benchmark {','.join(names)}")
+        source_of[named] = source
+    chosen = [get_benchmark(each, source_of.get(each)) for each in names]
+    return chosen if split is None else [replace(each, split=split) for each in chosen]
+
+
+def _show(result: EvalResult, folder: Path) -> None:
+    from rich.console import Console
+
+    from t3d.evaluation import report
+
+    report.plot_accuracy([result], folder / "accuracy.png")
+    Console().print(report.result_table([result]))
+    counts = {outcome: sum(each.verdicts.get(outcome, 0) for each in result.settings) for outcome in NOT_DECIDED}
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    if told:
+        print(f"counted as wrong: {told} (`outcome` in {folder}/answers.jsonl)")
+    print(f"{folder}: result.json, answers.jsonl, accuracy.png")

@@ -1,0 +1,204 @@
+"""The journal of an evaluation: what is finished, on disk at once, so that a run that was killed can go on.
+
+    {"header": {"identity": {...}, "started": ..., "command": ...}}
+    {"setting": 0, "place": 3, "response": {...}}
+    {"setting": 0, "place": 3, "verdict": {...}}
+
+Lines are only ever added. A kill tears the last one at most; the next part of the run cuts it off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from t3d.errors import RequestError, WorkError
+from t3d.types import FinishReason, Verdict
+
+JOURNAL_FILE = "journal.jsonl"
+
+Key = tuple[int, int]
+"""A response's setting and its item, by their places among those of the evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a run is.
+
+    Attributes:
+        identity: name -> value of all that a resumed run must share with it; JSON.
+        started: UTC time of its first part, ISO 8601.
+        command: that started it.
+    """
+
+    identity: dict[str, Any]
+    started: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A decoded response, as far as figures and graders need it.
+
+    Attributes:
+        part: 0-based number of the part of the run that decoded it.
+        elapsed: wall seconds from the start of the part's decoding at this setting until it was finished.
+        text: of the response.
+        num_tokens, num_forwards, seconds, finish_reason, error: as in `Generation`.
+        steps: denoising steps up to the last that revealed one of its tokens.
+    """
+
+    part: int
+    elapsed: float
+    text: str
+    num_tokens: int
+    num_forwards: int
+    steps: int
+    seconds: float
+    finish_reason: FinishReason
+    error: str | None
+
+
+class Journal:
+    """Responses and verdicts, in memory and in a file.
+
+    A context manager that closes the file. `WorkError` from any method: the disk refuses.
+
+    Args:
+        file: to write to; None keeps all in memory.
+        header: of this run.
+        lines: that the file holds already, parsed.
+
+    Attributes:
+        header: of the run's first part.
+        part: 0-based number of this part of the run.
+        responses: those that are decoded.
+        verdicts: on those of them that are graded.
+    """
+
+    def __init__(self, file: Path | None, header: Header, lines: list[dict[str, Any]]) -> None:
+        self.header = Header(**lines[0]["header"]) if lines else header
+        entries = [((line["setting"], line["place"]), line) for line in lines[1:]]
+        self.responses = {key: Response(**line["response"]) for key, line in entries if "response" in line}
+        self.verdicts = {key: Verdict(**line["verdict"]) for key, line in entries if "verdict" in line}
+        self.part = 1 + max((response.part for response in self.responses.values()), default=-1)
+        self._file = file
+        self._stream: BinaryIO | None = None
+        if file is not None and not lines:
+            self._write({"header": asdict(header)})
+
+    def add_response(self, key: Key, response: Response) -> None:
+        """A response is decoded."""
+        self.responses[key] = response
+        self._write({"setting": key[0], "place": key[1], "response": asdict(response)})
+
+    def add_verdict(self, key: Key, verdict: Verdict) -> None:
+        """A response is graded."""
+        self.verdicts[key] = verdict
+        self._write({"setting": key[0], "place": key[1], "verdict": asdict(verdict)})
+
+    def decoding_seconds(self, setting: int) -> float:
+        """Wall seconds of decoding at a setting: in each part until its last response."""
+        elapsed: dict[int, float] = defaultdict(float)
+        for (own, _), response in self.responses.items():
+            if own == setting:
+                elapsed[response.part] = max(elapsed[response.part], response.elapsed)
+        return sum(elapsed.values())
+
+    def remove(self) -> None:
+        """The run is over and its results are written."""
+        self.close()
+        if self._file is not None:
+            self._file.unlink()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            if self._stream is None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._file.open("ab", buffering=0)  # a kill loses nothing that was written
+            rest = json.dumps(line).encode() + b"\n"
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            raise WorkError(f"cannot write {self._file}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_journal(folder: Path | None, header: Header, resume: bool) -> Journal:
+    """The journal of a run, new or gone on with.
+
+    Args:
+        folder: None is a journal in memory.
+        header: of this run, should it be the first part.
+        resume: go on with the journal that is there, if there is one.
+
+    Raises:
+        RequestError: it is of another run, or damaged.
+        WorkError: the disk refuses.
+    """
+    file = folder / JOURNAL_FILE if folder is not None else None
+    if file is None or not resume or not file.exists():
+        return Journal(file, header, [])
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise WorkError(f"cannot read {file}: {error.strerror or error}") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    if not whole:  # killed before the header was there
+        file.unlink()
+        return Journal(file, header, [])
+    try:
+        journal = Journal(file, header, _parse(whole, file))
+    except (KeyError, TypeError) as error:
+        raise RequestError(f"{file}: not a journal of t3d eval; choose another folder") from error
+    require_same(file.parent, journal.header.identity, header.identity)
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return journal
+
+
+def require_same(folder: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse to go on with an evaluation of another identity.
+
+    Raises:
+        RequestError: it says what differs.
+    """
+    asked = json.loads(json.dumps(asked))
+    differences = [
+        f"{name} {begun.get(name)!r}, not {value!r}" for name, value in asked.items() if begun.get(name) != value
+    ]
+    if differences:
+        raise RequestError(
+            f"{folder}: holds an evaluation with {', '.join(differences)}; "
+            "resume it with the options that it was begun with, or choose another folder"
+        )
+
+
+def _parse(content: bytes, file: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise RequestError(f"{file}, line {number}: damaged; choose another folder") from error
+    return lines

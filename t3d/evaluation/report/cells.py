@@ -1,0 +1,67 @@
+"""How figures are written into tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from t3d.evaluation.report.layout import Cell, Column
+from t3d.evaluation.report.measurements import Measurement
+from t3d.evaluation.results import SettingResult
+
+MISSING = Cell("–")
+"""What was not measured."""
+METHOD = Column("method", is_text=True)
+ACCURACY = Column("acc. % (95% interval)")
+COST_COLUMNS = (Column("tokens/s"), Column("latency s (p95)"), Column("steps"), Column("TPF"), Column("length"))
+
+
+def accuracy_text(measurement: Measurement) -> str:
+    """Accuracy in percent with its 95% interval: "93.1 (91.6–94.3)"."""
+    low, high = measurement.setting.interval
+    return f"{measurement.percent:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def accuracy_cell(measurement: Measurement | None) -> Cell:
+    """An accuracy that competes with the others of its column."""
+    if measurement is None:
+        return MISSING
+    return Cell(accuracy_text(measurement), score=round(measurement.percent, 1))
+
+
+def figure_cell(value: float | None) -> Cell:
+    """A figure with one decimal that competes with the others of its column."""
+    return MISSING if value is None else Cell(f"{value:.1f}", score=round(value, 1))
+
+
+def with_change(cell: Cell, points: float | None) -> Cell:
+    """A cell that also says by how many points it differs from another, where that is known: "93.1, +0.4"."""
+    if points is None:
+        return cell
+    change = round(points, 1) + 0.0  # no minus before a zero
+    return replace(cell, text=f"{cell.text}, {change:+.1f}")
+
+
+def cost_cells(setting: SettingResult) -> list[Cell]:
+    """What decoding cost and how long its responses are, as `COST_COLUMNS` head it."""
+    return [
+        Cell(f"{setting.tokens_per_second:,.0f}"),
+        Cell(f"{setting.latency_median:.2f} ({setting.latency_p95:.2f})"),
+        Cell(f"{setting.mean_steps:.1f}"),
+        Cell(f"{setting.tokens_per_forward:.2f}"),
+        Cell(f"{setting.mean_length:.1f}"),
+    ]
+
+
+def benchmark_columns(benchmarks: Sequence[str]) -> list[Column]:
+    """A column a benchmark, and one for their average where there are several."""
+    return [*map(Column, benchmarks), *([Column("average")] if len(benchmarks) > 1 else [])]
+
+
+def with_average(figures: Sequence[float | None]) -> list[float | None]:
+    """Figures for `benchmark_columns`. Where one is missing the average is None: that of the others would mislead."""
+    if len(figures) < 2:
+        return list(figures)
+    known = [figure for figure in figures if figure is not None]
+    return [*figures, fmean(known) if len(known) == len(figures) else None]

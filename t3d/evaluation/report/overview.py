@@ -1,0 +1,60 @@
+"""Every setting of results on one benchmark: what `t3d eval` shows when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from t3d.evaluation.report import notes
+from t3d.evaluation.report.cells import ACCURACY, COST_COLUMNS, METHOD, MISSING, accuracy_text, cost_cells
+from t3d.evaluation.report.layout import Cell, Column, ResultTable
+from t3d.evaluation.report.measurements import Measurement, grouped, measurements_of
+from t3d.evaluation.results import EvalResult, SettingResult
+
+DECODING = Column("decoding", is_text=True)
+END = Column("end", is_text=True)
+
+
+def result_table(results: Sequence[EvalResult]) -> ResultTable:
+    """A row a setting, of results on the same benchmark; columns that would say the same in each row are left out."""
+    measurements = measurements_of(results)
+    most = max(k for each in measurements for k in (1, *each.setting.pass_at_k))
+    methods = grouped(measurements, lambda each: each.result.name)
+    asked = f"{results[0].benchmark}, {notes.amount(measurements[0])}"
+    columns: list[tuple[Column, Callable[[Measurement], Cell]]] = [
+        (DECODING, lambda each: Cell(each.setting.label)),
+        (ACCURACY, lambda each: Cell(accuracy_text(each))),
+    ]
+    if len(methods) > 1:
+        columns.insert(0, (METHOD, lambda each: Cell(each.result.name)))
+    if most > 1:
+        columns.append((Column(f"pass@{most}"), lambda each: _passed(each, most)))
+    columns += [
+        (column, lambda each, place=place: cost_cells(each.setting)[place])  # type: ignore[misc]
+        for place, column in enumerate(COST_COLUMNS)
+    ]
+    if any(each.setting.finish_reasons.keys() != {"stop"} for each in measurements):
+        columns.append((END, lambda each: Cell(_ends(each.setting))))
+    return ResultTable(
+        name="settings",
+        title=asked if len(methods) > 1 else f"{results[0].name}: {asked}",
+        columns=[column for column, _ in columns],
+        groups=[[[cell(each) for _, cell in columns] for each in own] for own in methods.values()],
+        notes=notes.unequal_conditions(measurements),
+        records=[each.record() for each in measurements],
+    )
+
+
+def result_markdown(results: Sequence[EvalResult]) -> str:
+    """The rows of `result_table` in Markdown."""
+    return result_table(results).markdown()
+
+
+def _passed(measurement: Measurement, k: int) -> Cell:
+    share = measurement.setting.pass_at_k.get(k)
+    return MISSING if share is None else Cell(f"{100 * share:.1f}")
+
+
+def _ends(setting: SettingResult) -> str:
+    """How responses ended, with counts where not all ended alike."""
+    reasons = sorted(setting.finish_reasons.items())
+    return reasons[0][0] if len(reasons) == 1 else ", ".join(f"{reason} {count}" for reason, count in reasons)

@@ -1,0 +1,1 @@
+"""Ways into other programs, each an optional extra."""
