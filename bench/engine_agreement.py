@@ -24,7 +24,7 @@ from t3d.bench.shapes import SHAPES, build_model, random_prompts, shape_config
 from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.files import write_whole
-from t3d.models import load_model, load_tokenizer
+from t3d.models import device_name, load_model, load_tokenizer
 from t3d.tasks import get_task
 from t3d.tasks.prompts import put_questions
 from t3d.types import Decoding, Generation
@@ -56,7 +56,7 @@ def main() -> None:
         print(rows[-1])
     result = {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU",
+        "device": device_name(torch.device(arguments.device)),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "command": " ".join(["python", *sys.argv]),
         "model": arguments.model,

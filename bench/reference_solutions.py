@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     note = "every problem of every split; seconds are the wall time of grading"
     command = shown_command(sys.argv, {*(arguments.data or ()), str(arguments.out)})
-    result: ResultFile[Run] = ResultFile(arguments.out, command, torch.device("cpu"), torch.float32, note)
+    result: ResultFile[Run] = ResultFile(arguments.out, command, torch.device("cpu"), None, note)
     data = arguments.data or [None] * len(arguments.benchmark)
     for run in runs(
         dict(zip(arguments.benchmark, data, strict=True)), arguments.sandbox or ["auto"], arguments.workers

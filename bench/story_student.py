@@ -17,19 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from t3d import Decoding
 from t3d.config import Recipe, apply_override, make_recipe
 from t3d.engine import Engine
 from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
 from t3d.evaluation.benchmarks import Benchmark
+from t3d.models import as_device, device_name
 from t3d.training import train
 from t3d.versions import versions
 
 DECODING = Decoding(max_new_tokens=160)
 TEST = get_benchmark("story")
-VALIDATION = replace(TEST, name="story-validation", split="validation")
+VALIDATION = replace(TEST, split="validation")
 
 
 def main() -> None:
@@ -88,7 +87,7 @@ def measured(recipe: Recipe, test_problems: int) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": "python " + " ".join(sys.argv),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(as_device(None)),
         "versions": versions(),
         "teacher_test": scores(recipe.model.source or out / "teacher", TEST, test_problems),
         "rounds": rounds,

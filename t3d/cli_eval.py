@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -96,10 +97,11 @@ def evaluate(
         block_size=block_size, rule=rule_of(rule), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
     form = prompt_form_of(recipe, prompt_style, instruction, system)
+    asked: dict[str, Any] = {"limit": limit, "seed": seed, "shuffle": shuffle, "samples": samples, "prompt": form}
     options = GraderOptions(num_workers=grader_workers, sandbox=sandbox)
-    folders = [out if len(chosen) == 1 else out / each.name for each in chosen]
+    folder_of = {each.name: out if len(chosen) == 1 else out / each.name for each in chosen}
     if not resume:
-        for folder in folders:
+        for folder in folder_of.values():
             evaluation.require_unused(folder)
         check_new_folder(out)
     for each in chosen:  # before a model is loaded
@@ -113,35 +115,34 @@ def evaluate(
     )
     settings_of = {}
     for each in chosen:  # all of them before the first runs
-        longest = replace(base, max_new_tokens=max_new_tokens or each.max_new_tokens)
+        longest = replace(base, max_new_tokens=max_new_tokens or each.task.max_new_tokens)
         settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size)
-        evaluation.prepare(
-            engine, each, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=form
-        )
+        evaluation.prepare(engine, each, settings, **asked)
         settings_of[each.name] = settings
-    for each, folder in zip(chosen, folders, strict=True):
-        try:
+    for each in chosen:
+        folder = folder_of[each.name]
+        with _says_how_to_go_on(folder):
             result = evaluation.evaluate(
                 engine,
                 each,
                 settings_of[each.name],
+                **asked,
                 name=name or Path(model).name,
                 model=model,
-                limit=limit,
-                seed=seed,
-                shuffle=shuffle,
-                samples=samples,
-                prompt=form,
                 out=folder,
                 resume=resume,
                 grader_options=options,
                 command=shlex.join(["t3d", *sys.argv[1:]]),
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{folder} keeps what is finished: the same t3d eval with --resume goes on"
-            ) from None
         _show(result, folder)
+
+
+@contextmanager
+def _says_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{folder} keeps what is finished: the same t3d eval with --resume goes on") from None
 
 
 def benchmarks_of(names: Sequence[str], data: Sequence[str], split: str | None) -> list[Benchmark]:

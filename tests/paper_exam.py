@@ -57,6 +57,7 @@ class PaperTask:
 
     name = "paper"
     form = PromptConfig(style="plain")
+    default_limit = None
 
     def __init__(self, count: int = 7, make_grader=ThreadedGrader) -> None:
         self._count, self._make_grader = count, make_grader
@@ -72,7 +73,7 @@ class PaperTask:
 
 
 def paper_benchmark(count: int = 7, make_grader=ThreadedGrader) -> Benchmark:
-    return Benchmark("paper", PaperTask(count, make_grader), "test", 12, None)
+    return Benchmark(PaperTask(count, make_grader), "test")
 
 
 class Dice:

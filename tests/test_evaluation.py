@@ -80,8 +80,9 @@ def test_settings_are_there_and_are_told_apart():
 def test_every_task_is_a_benchmark():
     assert set(BENCHMARKS) == set(TASKS)
     story = get_benchmark("story")
-    assert (story.name, story.task.name, story.split, story.default_limit) == ("story", "story", "test", 1000)
+    assert (story.name, story.task.name, story.split, story.data) == ("story", "story", "test", None)
     assert story.problems(limit=3, seed=1) == get_task("story").problems("test", 3, 1)
+    assert len(story.problems()) == story.task.default_limit
     with pytest.raises(RequestError, match="'gsm9k' is unknown"):
         get_benchmark("gsm9k")
 

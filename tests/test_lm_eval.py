@@ -1,7 +1,6 @@
 """lm-evaluation-harness on our engine: the real package, on tasks made of local files."""
 
 import json
-import runpy
 import socket
 import subprocess
 import sys
@@ -446,20 +445,6 @@ def test_wrong_commands(tmp_path, capsys, wrong, code, message):
     assert run(["lm-eval", "--model", "t3d", "--include_path", str(folder), *wrong.split()]) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
-
-
-@pytest.mark.usefixtures("offline")
-def test_run_as_a_module(tmp_path, monkeypatch, capsys):
-    arguments = ["--model", "t3d", "--model_args", "steps=1", "--include_path", str(tmp_path), "--tasks", "local_story"]
-    write_task(tmp_path, story_rows(1))
-    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("t3d.interop.lm_eval", run_name="__main__")
-    assert ended.value.code == 2
-    assert (
-        capsys.readouterr().err.strip().splitlines()[-1]
-        == "t3d: model_args: pretrained is missing: write pretrained=..."
-    )
 
 
 class NotInstalled:

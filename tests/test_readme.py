@@ -14,6 +14,7 @@ from t3d.objectives import build_objective
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
@@ -35,8 +36,8 @@ def test_recipe_example_is_valid():
     build_objective(recipe.objective.name, **recipe.objective.options)
 
 
-@pytest.mark.parametrize("text", blocks("yaml", TRAINING))
-def test_parts_of_recipes_on_the_training_page_are_valid(text):
+@pytest.mark.parametrize("text", blocks("yaml", TRAINING) + blocks("yaml", EVALUATION))
+def test_parts_of_recipes_in_the_docs_are_valid(text):
     part = yaml.safe_load(text)
     (whole,) = map(yaml.safe_load, blocks("yaml"))
     if "rounds" in part:
@@ -64,5 +65,5 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_files_that_the_readme_names_exist():
-    for path in set(re.findall(r"\((docs/[\w./-]+)\)|`(bench/[\w./-]+)`", README)):
+    for path in set(re.findall(r"\((docs/[\w./-]+)\)|`((?:bench|tests|t3d)/[\w./-]+)`", README + EVALUATION)):
         assert (ROOT / next(filter(None, path))).exists()

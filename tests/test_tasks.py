@@ -112,6 +112,15 @@ def test_tasks_that_read_data_say_where_they_cannot(name, tmp_path):
         get_task(name, str(tmp_path / "none.jsonl")).problems("all")
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_tasks_that_read_data_read_them_once(name, tmp_path):
+    task = get_task(name, write(tmp_path, ROWS[name]))
+    problems = task.problems("test")
+    (tmp_path / "mine.jsonl").unlink()
+    assert task.problems("test", 2) == problems[:2]
+    assert task.problems("test") == problems
+
+
 def test_the_story_task_draws_its_own():
     story = get_task("story")
     assert [each.problem_id for each in story.problems("test", 2, 17)] == ["story/test/17/0", "story/test/17/1"]

@@ -14,6 +14,7 @@ import torch
 
 from t3d.errors import WorkError
 from t3d.files import write_whole
+from t3d.models import device_name
 from t3d.versions import versions
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ResultFile(Generic[Row]):
     Attributes:
         file: in a folder that exists.
         command: exact.
-        device, dtype: where and in what the model runs.
+        device, dtype: where and in what the model runs; dtype None where there is no model.
         note: how the rows' figures are counted.
         facts: what else holds for all rows.
         rows: so far.
@@ -38,7 +39,7 @@ class ResultFile(Generic[Row]):
     file: Path
     command: str
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     note: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -59,18 +60,13 @@ class ResultFile(Generic[Row]):
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "device": device_name(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if self.dtype is None else {"dtype": str(self.dtype).removeprefix("torch.")}),
             "versions": {**versions(), **_triton_version()},
             "command": self.command,
             "note": self.note,
             **self.facts,
             "rows": [asdict(row) for row in self.rows],
         }
-
-
-def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def peak_memory_gib(device: torch.device) -> float | None:

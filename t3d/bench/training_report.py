@@ -9,7 +9,8 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from t3d.bench.result_file import device_name, peak_memory_gib, shown
+from t3d.bench.result_file import peak_memory_gib, shown
+from t3d.models import device_name
 from t3d.training.phases import PHASES
 from t3d.training.throughput import peak_flops
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from t3d.config.base import Config
+from t3d.config.base import Config, first_fault
 from t3d.config.groups import (
     BatchConfig,
     CheckpointConfig,
@@ -125,12 +126,11 @@ def make_recipe(fields: dict[str, Any], name: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise RequestError(f"{name}: unknown key {field}: remove it or check its spelling") from error
-        wrong = EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, "))
-        raise RequestError(": ".join(part for part in (name, field, wrong) if part)) from error
+        fault = first_fault(error)
+        if fault.kind == "extra_forbidden":
+            raise RequestError(f"{name}: unknown key {fault.field}: remove it or check its spelling") from error
+        fault = replace(fault, message=EXPECTED.get(fault.kind, fault.message))
+        raise RequestError(f"{name}: {fault}") from error
     for number in range(1, len(recipe.rounds) + 1):
         try:
             recipe.of_round(number, source=".", trajectories=".", out=".")

@@ -16,38 +16,37 @@ class Benchmark:
     """A task's held-out problems.
 
     Attributes:
-        name: in `BENCHMARKS`.
         task: gives problems, their form and their grader.
         split: of the task.
-        max_new_tokens: longest answer worth waiting for.
-        default_limit: problems to run unless told otherwise; None is all.
         data: where the problems come from: a file or hub id; None is the task's own source.
     """
 
-    name: str
     task: Task
     split: str
-    max_new_tokens: int
-    default_limit: int | None
     data: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
 
     def problems(self, limit: int | None = None, shuffle: int | None = None, seed: int = 0) -> list[Problem]:
         """The first `limit` problems, at least one; always the same ones.
 
         Args:
-            limit: None takes the benchmark's default.
+            limit: None takes the task's default.
             shuffle: seed of the order that they are taken from; None is the source's own.
             seed: chooses the problems of an endless task.
 
         Raises:
             RequestError: no such data or split, or an endless task and `shuffle`.
         """
-        return take_problems(self.task, self.split, limit or self.default_limit, shuffle, seed)
+        return take_problems(self.task, self.split, limit or self.task.default_limit, shuffle, seed)
 
 
 def _of_task(name: str, data: str | None = None) -> Benchmark:
     task = get_task(name, data)
-    return Benchmark(name, task, task.test_split, task.max_new_tokens, task.default_limit, data)
+    return Benchmark(task, task.test_split, data)
 
 
 BENCHMARKS: Mapping[str, Callable[[str | None], Benchmark]] = {name: partial(_of_task, name) for name in TASKS}

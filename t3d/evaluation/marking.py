@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from queue import SimpleQueue
 
 from t3d.engine import Engine
 from t3d.evaluation.exam import Item
 from t3d.evaluation.journal import Journal, Response
 from t3d.evaluation.settings import label_of
+from t3d.evaluation.warming import warm_up
 from t3d.progress import Reporter
 from t3d.tasks import Grader
+from t3d.tasks.base import known
 from t3d.types import Decoding, Generation, Verdict
 
 NOT_DECODED = "not_decoded"
 """The outcome of a response that ended by an error of the engine."""
-WARM_UP_REQUESTS = 256
-"""As many as an engine decodes together unless told otherwise."""
 
 
 class Marking:
@@ -66,7 +65,8 @@ class Marking:
 
     def _decode(self, engine: Engine, places: Sequence[int]) -> None:
         items = [self._items[place] for place in places]
-        warm_up(engine, items, self._decoding)
+        prompts, seeds = [item.prompt_ids for item in items], [item.seed for item in items]
+        warm_up(engine, prompts, self._decoding)
         started = time.perf_counter()
 
         def keep(index: int, generation: Generation) -> None:
@@ -76,15 +76,13 @@ class Marking:
             while not self._graded.empty():
                 self._take_in(*self._graded.get())
 
-        prompts, seeds = [item.prompt_ids for item in items], [item.seed for item in items]
         engine.generate(prompts, self._decoding, seeds=seeds, on_finish=keep)
 
     def _grade(self, place: int) -> None:
         """Have a response graded; one that ended by an error is wrong, whatever it says."""
         response = self._journal.responses[self._setting, place]
         if response.finish_reason == "error":
-            future: Future[Verdict] = Future()
-            future.set_result(Verdict(False, NOT_DECODED, detail=response.error or ""))
+            future = known(Verdict(False, NOT_DECODED, detail=response.error or ""))
         else:
             future = self._grader.submit(response.text, self._items[place].problem)
         future.add_done_callback(lambda done: self._graded.put((place, done)))
@@ -96,18 +94,6 @@ class Marking:
         self._num_right += verdict.right
         share = f"{100 * self._num_right / self._num_graded:.1f}%"
         self._reporter.advance(1, **{label_of(self._decoding): share})
-
-
-def warm_up(engine: Engine, items: Sequence[Item], decoding: Decoding) -> None:
-    """Compile kernels and capture graphs before the clock starts: two blocks of the first requests.
-
-    Only the continuous backend has any.
-    """
-    if engine.backend.name != "continuous":
-        return
-    assert decoding.block_size is not None
-    brief = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, 2 * decoding.block_size))
-    engine.generate([item.prompt_ids for item in items[:WARM_UP_REQUESTS]], brief)
 
 
 def _response(generation: Generation, part: int, elapsed: float) -> Response:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from t3d.config import PromptConfig
 from t3d.engine import Engine
@@ -20,7 +17,7 @@ from t3d.evaluation.journal import Header, Journal, open_journal
 from t3d.evaluation.marking import Marking
 from t3d.evaluation.results import RESULT_FILE, EvalResult, EvalSubject, SettingResult, write_result
 from t3d.evaluation.settings import label_of, setting_fields
-from t3d.models import model_fingerprint
+from t3d.models import device_name, model_fingerprint
 from t3d.progress import Reporter, progress
 from t3d.tasks import Grader, GraderOptions
 from t3d.tasks.base import DEFAULT_OPTIONS
@@ -156,7 +153,7 @@ def _subject(
         prompt_fingerprint=exam.prompt_fingerprint,
         grader=grader.version,
         isolation=grader.isolation,
-        device=_device_name(engine.model.device),
+        device=device_name(engine.model.device),
         dtype=str(engine.model.dtype).removeprefix("torch."),
         backend=engine.backend.name,
         batch_size=engine.max_batch_size,
@@ -164,7 +161,3 @@ def _subject(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

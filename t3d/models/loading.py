@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import re
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def as_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise RequestError(f"device {device!r} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """How results call a device: a GPU as its maker does, else "cpu (x86_64)"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from t3d.config.base import first_fault
 from t3d.corruption.records import LossTokens
 from t3d.errors import RequestError
 
@@ -65,10 +66,8 @@ class Objective(BaseModel, ABC):
         try:
             return cls(**options)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
             known = ", ".join(cls.model_fields) or "none"
-            raise RequestError(f"objective {name}: {field}: {first['msg']} (options: {known})") from error
+            raise RequestError(f"objective {name}: {first_fault(error)} (options: {known})") from error
 
 
 def sum_per_example(values: Tensor, tokens: LossTokens) -> Tensor:

@@ -1,6 +1,7 @@
 """Tasks: where questions come from and how answers are graded.
 
-A new task is one new file or package and one line in `TASKS`.
+A new task is one new file or package and one line in `TASKS`. If its problems are rows of a file or of the hub, it is a
+`t3d.tasks.row_task.RowTask`.
 """
 
 from __future__ import annotations

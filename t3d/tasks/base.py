@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ class GraderOptions:
 DEFAULT_OPTIONS = GraderOptions()
 
 
-class Grader(Protocol):
+class Grader(ABC):
     """Tells right responses from wrong ones; a context manager, for it may hold processes.
+
+    Nothing is started before the first response.
 
     Attributes:
         version: what a verdict depends on beside the response, as results record it: two results with different ones
@@ -39,24 +42,26 @@ class Grader(Protocol):
     """
 
     version: str
-    isolation: str | None
+    isolation: str | None = None
 
+    @abstractmethod
     def submit(self, response_text: str, problem: Problem) -> Future[Verdict]:
         """Grade one response, maybe in the background. The future never raises for anything a response may hold."""
 
+    @abstractmethod
     def extract_answer(self, response_text: str) -> str | None:
         """What a response gives as its answer, for another response to be graded by; None if it gives none."""
 
-    def close(self) -> None:
-        """Let go of processes; what is not graded yet is cancelled."""
+    def close(self) -> None:  # noqa: B027  (not abstract: some hold none)
+        """Let go of processes, if it holds any; what is not graded yet is cancelled."""
 
     def __enter__(self) -> Self:
-        """Nothing is started before the first response."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`close`."""
+        self.close()
 
 
 class Task(Protocol):
@@ -121,7 +126,7 @@ def take_problems(
     return choose(task.problems(split, None, seed), limit, shuffle)
 
 
-class DirectGrader:
+class DirectGrader(Grader):
     """A grader without processes: two functions and their version.
 
     Args:
@@ -134,26 +139,19 @@ class DirectGrader:
         self, version: str, grade: Callable[[str, str], Verdict], extract: Callable[[str], str | None]
     ) -> None:
         self.version = version
-        self.isolation: str | None = None
         self._grade, self._extract = grade, extract
 
     def submit(self, response_text: str, problem: Problem) -> Future[Verdict]:
         """Grade one response at once."""
-        done: Future[Verdict] = Future()
-        done.set_result(self._grade(response_text, problem.answer or ""))
-        return done
+        return known(self._grade(response_text, problem.answer or ""))
 
     def extract_answer(self, response_text: str) -> str | None:
         """What a response gives as its answer."""
         return self._extract(response_text)
 
-    def close(self) -> None:
-        """Nothing to let go of."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def known(verdict: Verdict) -> Future[Verdict]:
+    """A verdict that needs no waiting, as `Grader.submit` gives it."""
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future

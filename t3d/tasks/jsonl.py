@@ -10,7 +10,8 @@ from t3d.config import PromptConfig
 from t3d.errors import RequestError
 from t3d.tasks import mathematics, programs
 from t3d.tasks.base import DEFAULT_OPTIONS, Grader, GraderOptions
-from t3d.tasks.sources import ALL, Row, make_problems, read_rows, shown
+from t3d.tasks.row_task import RowTask
+from t3d.tasks.sources import ALL, Row, read_rows, shown
 from t3d.types import Problem, ProgramTests
 
 
@@ -21,14 +22,8 @@ class Kind(Enum):
     TESTS = "tests"
 
 
-class JsonlTask:
+class JsonlTask(RowTask):
     """The problems of a file: JSON Lines, an array in `.json`, or Parquet; or of a data set of the hub.
-
-    A row holds `question` (put as the form says) or `prompt` (used as it is); `answer` (text or a number, compared as
-    mathematics), or `tests` (Python code, or its statements in a list) and `cases` (of {"input": ..., "output": ...} or
-    [input, output], for programs that read and print), or none of these, and then it can only be rolled out; `id` or
-    `task_id`, else it is called `<file stem>/<line>`; `solution`, a good response to learn from; `split`. Fields of
-    other names are ignored.
 
     Args:
         data: file or hub id.
@@ -38,14 +33,12 @@ class JsonlTask:
     """
 
     name = "jsonl"
-    test_split = "test"
     max_new_tokens = 1024
-    default_limit: int | None = None
 
     def __init__(self, data: str | None = None) -> None:
         if data is None:
             raise RequestError("task jsonl is the problems of a file: name it (--data FILE, or data in a recipe)")
-        self._data = data
+        super().__init__(data)
 
     @property
     def form(self) -> PromptConfig:
@@ -57,9 +50,22 @@ class JsonlTask:
                 return PromptConfig(instruction=programs.INSTRUCTION)
         return PromptConfig()
 
-    def problems(self, split: str, count: int | None = None, seed: int = 0) -> list[Problem]:
-        """The first `count` problems of a split, in the file's order; `seed` chooses nothing."""
-        return make_problems(read_rows(self._data, None, split), _problem)[:count]
+    def problem_of(self, row: Row) -> Problem:
+        """From `question` (put as the form says) or `prompt` (used as it is); `answer` (text or a number, compared as
+        mathematics), or `tests` (Python code, or its statements in a list) and `cases` (of {"input": ..., "output":
+        ...} or [input, output], for programs that read and print), or none of these, and then it can only be rolled
+        out; `id` or `task_id`, else it is called `<file stem>/<line>`; `solution`, a good response to learn from.
+        """
+        kind = _kind_of(row)
+        question, rendered = _question(row)
+        return Problem(
+            problem_id=row.own_id("id", "task_id"),
+            question=question,
+            answer=row.scalar("answer") if kind is Kind.ANSWER else None,
+            tests=ProgramTests(_code(row), _cases(row)) if kind is Kind.TESTS else None,
+            solution=row.text("solution") if row.has("solution") else None,
+            rendered=rendered,
+        )
 
     def grader(self, options: GraderOptions = DEFAULT_OPTIONS) -> Grader:
         """The grader of mathematics, or of programs."""
@@ -71,7 +77,7 @@ class JsonlTask:
     @cached_property
     def _rows(self) -> list[Row]:
         """Of all splits."""
-        return read_rows(self._data, None, ALL)
+        return read_rows(self.data, None, ALL)
 
     @cached_property
     def _kind(self) -> Kind | None:
@@ -92,19 +98,6 @@ def _kind_of(row: Row) -> Kind | None:
     if has_answer and has_tests:
         raise RequestError(f"{row.where}: give either `answer`, or `tests` or `cases`, not both")
     return Kind.ANSWER if has_answer else Kind.TESTS if has_tests else None
-
-
-def _problem(row: Row) -> Problem:
-    kind = _kind_of(row)
-    question, rendered = _question(row)
-    return Problem(
-        problem_id=row.own_id("id", "task_id"),
-        question=question,
-        answer=row.scalar("answer") if kind is Kind.ANSWER else None,
-        tests=ProgramTests(_code(row), _cases(row)) if kind is Kind.TESTS else None,
-        solution=row.text("solution") if row.has("solution") else None,
-        rendered=rendered,
-    )
 
 
 def _question(row: Row) -> tuple[str, bool]:

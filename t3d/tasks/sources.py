@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t3d.errors import RequestError
-from t3d.types import Problem
 
 ALL = "all"
 """The split that is every split of a source."""
@@ -97,24 +96,6 @@ class Row:
 def shown(value: object) -> str:
     """The beginning of a value, for a message."""
     return json.dumps(value, default=str)[:40]
-
-
-def make_problems(rows: Iterable[Row], to_problem: Callable[[Row], Problem]) -> list[Problem]:
-    """The problem of each row.
-
-    Raises:
-        RequestError: what `to_problem` raises; or two problems of one id.
-    """
-    first_of: dict[str, str] = {}
-    problems = []
-    for row in rows:
-        problems.append(problem := to_problem(row))
-        first = first_of.setdefault(problem.problem_id, row.where)
-        if first != row.where:
-            raise RequestError(
-                f"{row.where}: id {problem.problem_id!r} is already used in {first.split(', ')[-1]}; give each its own"
-            )
-    return problems
 
 
 def read_rows(data: str | None, hub: HubDataset | None, split: str) -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM, load_tokenizer
+from t3d.models import SDARForCausalLM, device_name, load_tokenizer
 from t3d.objectives import build_objective
 from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
@@ -208,11 +207,10 @@ class Trainer:
         return [bool(flag) for flag in self.accelerator.reduce(flags, "sum").tolist()]
 
     def _facts_of_start(self, resume: bool) -> dict[str, Any]:
-        device = self.accelerator.device
         return {
             "resume": resume,
             "finished_steps": self.finished_steps,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            "device": device_name(self.accelerator.device),
             "num_processes": self.accelerator.num_processes,
         }
 

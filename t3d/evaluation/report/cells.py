@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from t3d.evaluation.report.layout import Cell, Column
 from t3d.evaluation.report.measurements import Measurement
-from t3d.evaluation.results import SettingResult
 
 MISSING = Cell("–")
 """What was not measured."""
 METHOD = Column("method", is_text=True)
-ACCURACY = Column("acc. % (95% interval)")
-COST_COLUMNS = (Column("tokens/s"), Column("latency s (p95)"), Column("steps"), Column("TPF"), Column("length"))
 
 
-def accuracy_text(measurement: Measurement) -> str:
-    """Accuracy in percent with its 95% interval: "93.1 (91.6–94.3)"."""
-    low, high = measurement.setting.interval
-    return f"{measurement.percent:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+@dataclass(frozen=True, slots=True)
+class MeasurementColumn:
+    """A column of a table whose rows are measurements.
+
+    Attributes:
+        heading: its name and alignment.
+        cell: what stands there of a measurement.
+    """
+
+    heading: Column
+    cell: Callable[[Measurement], Cell]
 
 
 def accuracy_cell(measurement: Measurement | None) -> Cell:
-    """An accuracy that competes with the others of its column."""
+    """Accuracy in percent with its 95% interval, "93.1 (91.6–94.3)", that competes with the others of its column."""
     if measurement is None:
         return MISSING
-    return Cell(accuracy_text(measurement), score=round(measurement.percent, 1))
+    low, high = measurement.setting.interval
+    text = f"{measurement.percent:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    return Cell(text, score=round(measurement.percent, 1))
 
 
 def figure_cell(value: float | None) -> Cell:
@@ -43,15 +49,19 @@ def with_change(cell: Cell, points: float | None) -> Cell:
     return replace(cell, text=f"{cell.text}, {change:+.1f}")
 
 
-def cost_cells(setting: SettingResult) -> list[Cell]:
-    """What decoding cost and how long its responses are, as `COST_COLUMNS` head it."""
-    return [
-        Cell(f"{setting.tokens_per_second:,.0f}"),
-        Cell(f"{setting.latency_median:.2f} ({setting.latency_p95:.2f})"),
-        Cell(f"{setting.mean_steps:.1f}"),
-        Cell(f"{setting.tokens_per_forward:.2f}"),
-        Cell(f"{setting.mean_length:.1f}"),
-    ]
+ACCURACY = MeasurementColumn(Column("acc. % (95% interval)"), accuracy_cell)
+COST = (
+    MeasurementColumn(Column("tokens/s"), lambda each: Cell(f"{each.setting.tokens_per_second:,.0f}")),
+    MeasurementColumn(
+        Column("latency s (p95)"),
+        lambda each: Cell(f"{each.setting.latency_median:.2f} ({each.setting.latency_p95:.2f})"),
+    ),
+    MeasurementColumn(Column("steps"), lambda each: Cell(f"{each.setting.mean_steps:.1f}")),
+    MeasurementColumn(Column("TPF"), lambda each: Cell(f"{each.setting.tokens_per_forward:.2f}")),
+    MeasurementColumn(Column("length"), lambda each: Cell(f"{each.setting.mean_length:.1f}")),
+)
+"""What decoding cost and how long its responses are."""
+DECODING = MeasurementColumn(Column("decoding", is_text=True), lambda each: Cell(each.setting.label))
 
 
 def benchmark_columns(benchmarks: Sequence[str]) -> list[Column]:

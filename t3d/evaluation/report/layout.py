@@ -42,6 +42,23 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Need:
+    """Letters that a column takes on a terminal.
+
+    Attributes:
+        is_text: as in `Column`.
+        whole: with nothing folded.
+        heading_folded: with its heading folded between words.
+        least: with figures folded between words too, or of names so much that they can be read.
+    """
+
+    is_text: bool
+    whole: int
+    heading_folded: int
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResultTable:
     """A table that a rich console prints, and that Markdown and CSV files hold.
 
@@ -81,27 +98,14 @@ class ResultTable:
         So it may where all lines fit as they are, and where there is no other way. Between the two, headings are folded
         first, then figures between words, while names take the rest.
         """
-        free: list[int | None] = [None for _ in self.columns]
-        heads, texts = [column.name for column in self.columns], self._texts_by_column()
-        room -= 2 * len(self.columns) + 1  # what `SIMPLE_HEAD` and the padding take
-        if sum(max(map(len, [head, *own])) for head, own in zip(heads, texts, strict=True)) <= room:
-            return free
-        folded = [max(map(len, [*head.split(), *own])) for head, own in zip(heads, texts, strict=True)]
-        if sum(folded) <= room:
-            return list(folded)
-        words = [
-            max(len(word) for text in [head, *own] for word in text.split())
-            for head, own in zip(heads, texts, strict=True)
-        ]
-        is_text = [column.is_text for column in self.columns]
-        least = [min(word, LEAST_NAME) if text else word for word, text in zip(words, is_text, strict=True)]
-        if sum(least) > room:
-            return free
-        return [None if text else word for word, text in zip(words, is_text, strict=True)]
-
-    def _texts_by_column(self) -> list[list[str]]:
         rows = [[cell.text for cell in row] for group in self.groups for row in group]
-        return [list(column) for column in zip(*rows, strict=True)]
+        needs = [_need(column, own) for column, own in zip(self.columns, zip(*rows, strict=True), strict=True)]
+        room -= 2 * len(needs) + 1  # what `SIMPLE_HEAD` and the padding take
+        if sum(each.whole for each in needs) <= room or sum(each.least for each in needs) > room:
+            return [None for _ in needs]
+        if sum(each.heading_folded for each in needs) <= room:
+            return [each.heading_folded for each in needs]
+        return [None if each.is_text else each.least for each in needs]
 
     def markdown(self) -> str:
         """The table alone, without title and notes."""
@@ -130,6 +134,17 @@ def mark_best(group: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     """The rows of a group with the highest score of each column marked; equal ones both, a lone one not."""
     columns = [_mark_best_of_column(column) for column in zip(*group, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _need(column: Column, texts: Sequence[str]) -> Need:
+    """What a column needs for these entries."""
+    words = max(len(word) for text in (column.name, *texts) for word in text.split())
+    return Need(
+        is_text=column.is_text,
+        whole=max(map(len, (column.name, *texts))),
+        heading_folded=max(map(len, (*column.name.split(), *texts))),
+        least=min(words, LEAST_NAME) if column.is_text else words,
+    )
 
 
 def _mark_best_of_column(cells: Sequence[Cell]) -> list[Cell]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from t3d.evaluation.report import notes
-from t3d.evaluation.report.cells import ACCURACY, COST_COLUMNS, METHOD, MISSING, accuracy_text, cost_cells
+from t3d.evaluation.report.cells import ACCURACY, COST, DECODING, METHOD, MISSING, MeasurementColumn
 from t3d.evaluation.report.layout import Cell, Column, ResultTable
 from t3d.evaluation.report.measurements import Measurement, grouped, measurements_of
 from t3d.evaluation.results import EvalResult, SettingResult
-
-DECODING = Column("decoding", is_text=True)
-END = Column("end", is_text=True)
 
 
 def result_table(results: Sequence[EvalResult]) -> ResultTable:
@@ -20,25 +17,19 @@ def result_table(results: Sequence[EvalResult]) -> ResultTable:
     most = max(k for each in measurements for k in (1, *each.setting.pass_at_k))
     methods = grouped(measurements, lambda each: each.result.name)
     asked = f"{results[0].benchmark}, {notes.amount(measurements[0])}"
-    columns: list[tuple[Column, Callable[[Measurement], Cell]]] = [
-        (DECODING, lambda each: Cell(each.setting.label)),
-        (ACCURACY, lambda each: Cell(accuracy_text(each))),
-    ]
+    shown = [DECODING, ACCURACY]
     if len(methods) > 1:
-        columns.insert(0, (METHOD, lambda each: Cell(each.result.name)))
+        shown.insert(0, MeasurementColumn(METHOD, lambda each: Cell(each.result.name)))
     if most > 1:
-        columns.append((Column(f"pass@{most}"), lambda each: _passed(each, most)))
-    columns += [
-        (column, lambda each, place=place: cost_cells(each.setting)[place])  # type: ignore[misc]
-        for place, column in enumerate(COST_COLUMNS)
-    ]
+        shown.append(MeasurementColumn(Column(f"pass@{most}"), lambda each: _passed(each, most)))
+    shown += COST
     if any(each.setting.finish_reasons.keys() != {"stop"} for each in measurements):
-        columns.append((END, lambda each: Cell(_ends(each.setting))))
+        shown.append(MeasurementColumn(Column("end", is_text=True), lambda each: Cell(_ends(each.setting))))
     return ResultTable(
         name="settings",
         title=asked if len(methods) > 1 else f"{results[0].name}: {asked}",
-        columns=[column for column, _ in columns],
-        groups=[[[cell(each) for _, cell in columns] for each in own] for own in methods.values()],
+        columns=[each.heading for each in shown],
+        groups=[[[column.cell(each) for column in shown] for each in own] for own in methods.values()],
         notes=notes.unequal_conditions(measurements),
         records=[each.record() for each in measurements],
     )

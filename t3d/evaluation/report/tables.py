@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from t3d.evaluation.report import notes
 from t3d.evaluation.report.cells import (
     ACCURACY,
-    COST_COLUMNS,
+    COST,
+    DECODING,
     METHOD,
+    MeasurementColumn,
     accuracy_cell,
     benchmark_columns,
-    cost_cells,
     figure_cell,
     with_average,
     with_change,
@@ -76,32 +77,15 @@ def dynamic_table(measurements: Sequence[Measurement]) -> ResultTable:
     order = benchmarks_of(dynamic)
     is_one = len(order) == 1
     chosen = sorted(dynamic, key=lambda each: (order.index(each.benchmark), *_eagerness(each.setting)))
-    groups = grouped(chosen, lambda each: (each.benchmark, each.setting.label)).items()
+    shown = [DECODING, MeasurementColumn(METHOD, lambda each: Cell(each.series)), *COST, ACCURACY]
+    if not is_one:
+        shown.insert(0, MeasurementColumn(Column("benchmark", is_text=True), lambda each: Cell(each.benchmark)))
+    groups = grouped(chosen, lambda each: (each.benchmark, each.setting.label)).values()
     return ResultTable(
         name="dynamic",
         title=f"Dynamic decoding on {order[0]}" if is_one else "Dynamic decoding",
-        columns=[
-            *([] if is_one else [Column("benchmark", is_text=True)]),
-            Column("decoding", is_text=True),
-            METHOD,
-            *COST_COLUMNS,
-            ACCURACY,
-        ],
-        groups=[
-            mark_best(
-                [
-                    [
-                        *([] if is_one else [Cell(benchmark)]),
-                        Cell(label),
-                        Cell(each.series),
-                        *cost_cells(each.setting),
-                        accuracy_cell(each),
-                    ]
-                    for each in own
-                ]
-            )
-            for (benchmark, label), own in groups
-        ],
+        columns=[each.heading for each in shown],
+        groups=[mark_best([[column.cell(each) for column in shown] for each in own]) for own in groups],
         notes=[
             notes.amounts(chosen),
             notes.COST,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from t3d.config import Config
+from t3d.config.base import Config, first_fault
 from t3d.errors import RequestError
 from t3d.types import Decoding
 
@@ -147,12 +147,10 @@ def _checked(kind: type[Arguments], fields: Mapping[str, Any], name: str) -> Arg
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise RequestError(f"{name}: {field} is missing: write {field}=...") from error
-        if first["type"] == "extra_forbidden":
+        fault = first_fault(error)
+        if fault.kind == "missing":
+            raise RequestError(f"{name}: {fault.field} is missing: write {fault.field}=...") from error
+        if fault.kind == "extra_forbidden":
             known = ", ".join(kind.model_fields)
-            raise RequestError(f"{name}: unknown key {field}: use some of {known}") from error
-        wrong = first["msg"].removeprefix("Value error, ")
-        raise RequestError(": ".join(part for part in (name, field, wrong) if part)) from error
+            raise RequestError(f"{name}: unknown key {fault.field}: use some of {known}") from error
+        raise RequestError(f"{name}: {fault}") from error

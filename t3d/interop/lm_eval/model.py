@@ -19,7 +19,7 @@ from t3d.engine import Engine
 from t3d.errors import RequestError, WorkError
 from t3d.interop.lm_eval.arguments import RequestArguments, model_arguments, request_arguments
 from t3d.interop.lm_eval.stopping import cut_at_stop, stop_token_ids
-from t3d.models import model_fingerprint, tokenizer_fingerprint
+from t3d.models import device_name, model_fingerprint, tokenizer_fingerprint
 from t3d.noise import derive_seeds
 from t3d.progress import progress
 from t3d.trajectories.rollout import RolloutSummary
@@ -175,7 +175,7 @@ class T3DLM(LM):
             "t3d": {
                 "model_fingerprint": model_fingerprint(model),
                 "decoding": asdict(self.decoding),
-                "device": str(model.device),
+                "device": device_name(model.device),
                 "versions": versions(),
                 "num_responses": spent.num_rows,
                 "num_cut_by_until": self._num_cut,

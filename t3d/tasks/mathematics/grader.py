@@ -6,11 +6,9 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from queue import LifoQueue
-from types import TracebackType
-from typing import Self
 
 from t3d.errors import RequestError
-from t3d.tasks.base import DEFAULT_OPTIONS, GraderOptions
+from t3d.tasks.base import DEFAULT_OPTIONS, Grader, GraderOptions, known
 from t3d.tasks.mathematics.comparer import Comparer
 from t3d.tasks.mathematics.extract import extract_answer
 from t3d.tasks.mathematics.protocol import DEFAULT_LIMITS, Limits
@@ -22,7 +20,7 @@ LONGEST_ANSWER = 2000
 """Characters; nothing that long is an answer, and it would be slow to find that out."""
 
 
-class MathGrader:
+class MathGrader(Grader):
     """Takes the last boxed or #### answer of a response and has math-verify compare it with the problem's.
 
     Comparing runs in worker processes under limits, for some answers take forever or more memory than there is; the
@@ -36,7 +34,6 @@ class MathGrader:
     def __init__(self, options: GraderOptions = DEFAULT_OPTIONS, limits: Limits = DEFAULT_LIMITS) -> None:
         num_workers = options.num_workers or os.cpu_count() or 1
         self.version = f"math-verify {version('math-verify')}, answers {RULES_VERSION}"
-        self.isolation: str | None = None
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="grade")
         self._comparers = [Comparer(limits) for _ in range(num_workers)]
         self._idle: LifoQueue[Comparer] = LifoQueue()  # the last used first: no more processes than needed
@@ -56,11 +53,11 @@ class MathGrader:
             raise RequestError(f"problem {problem.problem_id}: no answer to grade by; give it one")
         answer, reference = extract_answer(response_text), problem.answer.strip()
         if answer is None:
-            return _known(Verdict(False, "no_answer"))
+            return known(Verdict(False, "no_answer"))
         if answer == reference:
-            return _known(Verdict(True, "right", answer))
+            return known(Verdict(True, "right", answer))
         if max(len(answer), len(reference)) > LONGEST_ANSWER:
-            return _known(Verdict(False, "unparsed", answer, f"longer than {LONGEST_ANSWER} characters"))
+            return known(Verdict(False, "unparsed", answer, f"longer than {LONGEST_ANSWER} characters"))
         return self._threads.submit(self._compare, answer, reference)
 
     def extract_answer(self, response_text: str) -> str | None:
@@ -81,17 +78,3 @@ class MathGrader:
         finally:
             self._idle.put(comparer)
         return Verdict(found.outcome == "right", found.outcome, answer, found.detail)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _known(verdict: Verdict) -> Future[Verdict]:
-    future: Future[Verdict] = Future()
-    future.set_result(verdict)
-    return future

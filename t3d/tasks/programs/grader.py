@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
 from t3d.errors import RequestError
 from t3d.sandbox import Limits, find_isolation, run_tests
-from t3d.tasks.base import DEFAULT_OPTIONS, GraderOptions
+from t3d.tasks.base import DEFAULT_OPTIONS, Grader, GraderOptions
 from t3d.tasks.programs.extract import extract_program, extract_text
 from t3d.types import Problem, ProgramTests, Verdict
 
@@ -19,7 +17,7 @@ RULES_VERSION = 1
 LIMITS = Limits()
 
 
-class ProgramGrader:
+class ProgramGrader(Grader):
     """Runs the program of a response with the tests of its problem, in a sandbox; "right" if all of them pass.
 
     Other outcomes are those of `t3d.sandbox.ProgramOutcome`, or "no_answer". A problem without tests compares the
@@ -35,7 +33,7 @@ class ProgramGrader:
     def __init__(self, options: GraderOptions = DEFAULT_OPTIONS) -> None:
         self._sandbox = find_isolation(options.sandbox)
         self.version = f"programs {RULES_VERSION} (Python {sys.version_info.major}.{sys.version_info.minor})"
-        self.isolation: str | None = self._sandbox.description
+        self.isolation = self._sandbox.description
         self._threads = ThreadPoolExecutor(options.num_workers or os.cpu_count() or 1, thread_name_prefix="program")
 
     def submit(self, response_text: str, problem: Problem) -> Future[Verdict]:
@@ -64,14 +62,6 @@ class ProgramGrader:
             return Verdict(False, "no_answer")
         found = run_tests(program, tests, self._sandbox, LIMITS)
         return Verdict(found.passed, "right" if found.passed else found.outcome, program, found.detail)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _compare(response_text: str, answer: str) -> Verdict:

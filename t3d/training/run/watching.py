@@ -76,7 +76,7 @@ class Watcher:
         self.evaluated: list[int] = []
         try:
             self._benchmark = replace(get_benchmark(evaluation.benchmark, evaluation.data), split=evaluation.split)
-            longest = evaluation.max_new_tokens or self._benchmark.max_new_tokens
+            longest = evaluation.max_new_tokens or self._benchmark.task.max_new_tokens
             base = Decoding(block_size=recipe.corruption.block_size, max_new_tokens=longest)
             self._settings = settings_to_try(evaluation.tokens_per_step, (), base, student.model.config.block_size)
             self.num_answers = self._checked_answers() * len(self._settings)
