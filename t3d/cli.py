@@ -216,7 +216,7 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as ended:  # --help, --version
         return ended.exit_code
     except (KeyboardInterrupt, typer.Abort) as interrupt:
-        told = str(interrupt) or "what is finished is on disk (rollout and train go on with --resume)"
+        told = str(interrupt) or "what is finished is on disk (rollout, train and eval go on with --resume)"
         print(f"t3d: interrupted; {told}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `t3d eval ... | head`

@@ -19,7 +19,50 @@ MARK = f"1{os.getpid():07d}"
 TOKEN = "T3D_TEST_TOKEN"
 """A variable of the environment that the programs are started in."""
 BRIEF = Limits(wall_seconds=1.5)
-EQUAL_TO_ALL = "class Any:\n    def __eq__(self, other): return True\n"
+EQUAL_TO_ALL = "class Any:\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n"
+MAPPING_PROXY = """
+class AnyDict(dict):
+    def __eq__(self, other): return True
+import types
+def f(x): return types.MappingProxyType(AnyDict())
+"""
+USER_LIST = """
+import collections
+def f(x):
+    found = collections.UserList()
+    found.data = Any()
+    return found
+"""
+FRACTION = """
+import fractions
+def f(x):
+    found = fractions.Fraction(1)
+    found._numerator = Any()
+    return found
+"""
+OBJECT_ARRAY = """
+import numpy
+def f(x):
+    found = numpy.empty(1, object)
+    found[0] = Any()
+    return found
+"""
+QUEUE = "__import__('collections').deque([2])"
+MANY = "[1000 + i for i in range(200_001)]"
+WRAPS = "import functools\nclass One: __eq__ = functools.wraps\ndef f(x): return One()"
+HIDDEN_ANCESTORS = """
+class Meta(type):
+    def mro(cls): return [cls, Any, object]
+class One(metaclass=Meta): pass
+def f(x): return One()
+"""
+HIDDEN_MEMBERS = """
+class Meta(type):
+    __dict__ = property(lambda cls: {})
+class One(metaclass=Meta):
+    def __eq__(self, other): return True
+def f(x): return One()
+"""
 
 
 @dataclass(frozen=True)
@@ -165,6 +208,24 @@ SECRETS = [
         RIGHT,
         bare="passed",
     ),
+]
+
+UNSHARE = """
+import ctypes
+if ctypes.CDLL(None).unshare(0x10000000): raise OSError("no user namespace")
+"""
+SYSCALL = """
+import ctypes, platform
+number = dict(zip(("x86_64", "aarch64"), {numbers}))[platform.machine()]
+if ctypes.CDLL(None).syscall(number, {arguments}) < 0: raise OSError("refused")
+"""
+AROUND_NAMESPACES = [
+    isolated("socket to a virtual machine's host", "error", "import socket\nsocket.socket(socket.AF_VSOCK)"),
+    isolated("memory of no process", "error", "import os\nos.memfd_create('x')\n", RIGHT, bare="passed"),
+    isolated("namespace of its own", "error", UNSHARE),
+    isolated("clone into a namespace", "error", SYSCALL.format(numbers=(56, 220), arguments="0x10000011, 0, 0, 0, 0")),
+    isolated("the user's keyring", "error", SYSCALL.format(numbers=(250, 219), arguments="0, -3, 1")),
+    everywhere("starts processes", "passed", "import subprocess\nsubprocess.run(['/bin/true'], check=True)\n", RIGHT),
 ]
 
 LEAVING = [
@@ -320,6 +381,40 @@ BENDING = [
         """,
         tests=ProgramTests("assert abs(f(1) - 2) < 1e-6"),
     ),
+    *(
+        everywhere(
+            f"equal by {name}", "tampered", EQUAL_TO_ALL, program, tests=ProgramTests(f"assert f(1) == {wanted}")
+        )
+        for name, program, wanted in (
+            ("a weak proxy", "import weakref\nkept = Any()\ndef f(x): return weakref.proxy(kept)", "2"),
+            ("a dict that is seen through", MAPPING_PROXY, "{1: 2}"),
+            ("what a list of the library holds", USER_LIST, "[2]"),
+            ("what a number of the library holds", FRACTION, "2"),
+            ("an item of an array", OBJECT_ARRAY, "2"),
+            ("an item of a queue", "import collections\ndef f(x): return collections.deque([Any()])", QUEUE),
+            ("an item of very many", f"def f(x): return [Any()] + {MANY}", f"[2] + {MANY}"),
+            ("a function of C", "class One: __eq__ = id\ndef f(x): return One()", "2"),
+            ("unequal's method", "class N(int): __eq__ = int.__ne__\ndef f(x): return N(9)", "2"),
+            ("a function of the library", WRAPS, "2"),
+            ("hidden ancestors", HIDDEN_ANCESTORS, "2"),
+            ("hidden members", HIDDEN_MEMBERS, "2"),
+        )
+    ),
+    everywhere(
+        "differs from everything by 0",
+        "tampered",
+        "class Near:\n    def __sub__(self, other): return 0\ndef f(x): return Near()",
+        tests=ProgramTests("assert abs(f(1) - 2) < 1e-6"),
+    ),
+    everywhere(
+        "patches what compares",
+        "error",
+        """
+        import sys
+        sys.modules["t3d.sandbox.inside.comparisons"].COMPARISONS["Eq"] = lambda left, right: True
+        """,
+        WRONG,
+    ),
     everywhere("traces", "exit|failed", "import sys\nsys.settrace(lambda *a: sys.exit(0))\n", WRONG),
 ]
 
@@ -355,6 +450,7 @@ HOSTILE = [
     *MEMORY_AND_PROCESSES,
     *FILES,
     *SECRETS,
+    *AROUND_NAMESPACES,
     *LEAVING,
     *OUTPUT,
     *NO_PROGRAMS,

@@ -294,3 +294,19 @@ def test_a_grader_that_breaks_ends_the_evaluation(engine, whole, tmp_path):
         take(engine, tmp_path / "out", benchmark=paper_benchmark(make_grader=Broken))
     result = take(engine, tmp_path / "out", resume=True)
     assert lasting(result) == lasting(whole[1])
+
+
+def test_two_runs_at_once_in_one_folder(engine, tmp_path):
+    """The second is refused, and does not harm the first."""
+    refused = []
+
+    class Meanwhile(Dice):
+        def run(self, *arguments, **options):
+            with pytest.raises(RequestError, match="another t3d eval is at work there"):
+                take(Engine(engine.model, engine.tokenizer, backend=Dice()), tmp_path, resume=True)
+            refused.append(True)
+            return super().run(*arguments, **options)
+
+    first = take(engine, tmp_path, backend=Meanwhile())
+    assert refused
+    assert read_result(tmp_path / "result.json") == first

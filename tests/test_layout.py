@@ -82,8 +82,16 @@ def test_imports_go_one_way(file):
             assert part == own or LEVEL[part] < LEVEL[own], f"{module_of(file)} imports {name}"
 
 
-@pytest.mark.parametrize("statement", ["import t3d", "import t3d.cli", "from t3d.cli import run; run(['--help'])"])
-def test_help_does_not_wait_for_torch(statement):
+STATEMENTS = (
+    "import t3d",
+    "import t3d.cli",
+    "from t3d.cli import run; run(['--help'])",
+    "from t3d.cli import run; run(['compare', 'nowhere'])",
+)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_help_and_compare_do_not_wait_for_torch(statement):
     check = f"{statement}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], stdout=subprocess.DEVNULL).returncode == 0
 

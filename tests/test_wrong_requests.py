@@ -206,6 +206,7 @@ WRONG = {
     "resumed in other shards": (f"{SAME_ROLLOUT} --resume --rows-per-shard 7", "request_fingerprint", "--out"),
     # evaluation
     "unknown benchmark": (f"{EVAL} --benchmark gsm9k", "benchmark 'gsm9k'", "story"),
+    "unknown sandbox where no program runs": (f"{EVAL} --sandbox docker", "sandbox 'docker'", "bubblewrap"),
     "no benchmark": (f"{EVAL} --benchmark ,", "--benchmark", "empty"),
     "tokens per step that do not divide": (f"{EVAL} --tokens-per-step 3", "tokens-per-step 3", "block size 4"),
     "tokens per step of zero": (f"{EVAL} --tokens-per-step 0", "tokens-per-step 0", "block size 4"),

@@ -4,12 +4,16 @@
 `journal` on disk, from which come `answers` and their figures (`metrics`, `results`). `report` is for people.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from t3d.evaluation.benchmarks import BENCHMARKS, Benchmark, get_benchmark
-from t3d.evaluation.exam import prepare
 from t3d.evaluation.identity import require_unused
 from t3d.evaluation.results import EvalResult, SettingResult, read_result, write_result
-from t3d.evaluation.run import evaluate
 from t3d.evaluation.settings import label_of, settings_to_try
+
+if TYPE_CHECKING:
+    from t3d.evaluation.exam import prepare
+    from t3d.evaluation.run import evaluate
 
 __all__ = [
     "BENCHMARKS",
@@ -25,3 +29,12 @@ __all__ = [
     "settings_to_try",
     "write_result",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`evaluate` and `prepare` on first use: they import torch, and `t3d compare` does not need it."""
+    if name in ("evaluate", "prepare"):
+        from t3d.evaluation import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module 't3d.evaluation' has no attribute {name!r}")

@@ -4,13 +4,14 @@
     {"setting": 0, "place": 3, "response": {...}}
     {"setting": 0, "place": 3, "verdict": {...}}
 
-Lines are only ever added. A kill tears the last one at most; the next part of the run cuts it off.
+Lines are only ever added. A kill tears the last one at most; the next part of the run cuts it off. One run at a time
+holds the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ class Journal:
     A context manager that closes the file. `WorkError` from any method: the disk refuses.
 
     Args:
-        file: to write to; None keeps all in memory.
+        file: it is written to; None keeps all in memory.
+        stream: that file, open, which the journal closes.
         header: of this run.
         lines: that the file holds already, parsed.
 
@@ -81,15 +83,14 @@ class Journal:
         verdicts: on those of them that are graded.
     """
 
-    def __init__(self, file: Path | None, header: Header, lines: list[dict[str, Any]]) -> None:
+    def __init__(self, file: Path | None, stream: BinaryIO | None, header: Header, lines: list[dict[str, Any]]) -> None:
         self.header = Header(**lines[0]["header"]) if lines else header
         entries = [((line["setting"], line["place"]), line) for line in lines[1:]]
         self.responses = {key: Response(**line["response"]) for key, line in entries if "response" in line}
         self.verdicts = {key: Verdict(**line["verdict"]) for key, line in entries if "verdict" in line}
         self.part = 1 + max((response.part for response in self.responses.values()), default=-1)
-        self._file = file
-        self._stream: BinaryIO | None = None
-        if file is not None and not lines:
+        self._file, self._stream = file, stream
+        if not lines:
             self._write({"header": asdict(header)})
 
     def add_response(self, key: Key, response: Response) -> None:
@@ -112,23 +113,19 @@ class Journal:
 
     def remove(self) -> None:
         """The run is over and its results are written."""
-        self.close()
         if self._file is not None:
             self._file.unlink()
+        self.close()
 
     def close(self) -> None:
         """Close the file."""
         if self._stream is not None:
             self._stream.close()
-            self._stream = None
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
+        if self._stream is None:
             return
         try:
-            if self._stream is None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._stream = self._file.open("ab", buffering=0)  # a kill loses nothing that was written
             rest = json.dumps(line).encode() + b"\n"
             while rest:
                 rest = rest[self._stream.write(rest) :]
@@ -153,28 +150,53 @@ def open_journal(folder: Path | None, header: Header, resume: bool) -> Journal:
         resume: go on with the journal that is there, if there is one.
 
     Raises:
-        RequestError: it is of another run, or damaged.
+        RequestError: it is of another run, or damaged, or another process is writing it.
         WorkError: the disk refuses.
     """
-    file = folder / JOURNAL_FILE if folder is not None else None
-    if file is None or not resume or not file.exists():
-        return Journal(file, header, [])
+    if folder is None:
+        return Journal(None, None, header, [])
+    file = folder / JOURNAL_FILE
+    stream = _open_alone(file)
     try:
-        content = file.read_bytes()
+        return Journal(file, stream, header, _lines_of(file, stream, header) if resume else [])
+    except (KeyError, TypeError) as error:
+        stream.close()
+        raise RequestError(f"{file}: not a journal of t3d eval; choose another folder") from error
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _open_alone(file: Path) -> BinaryIO:
+    """The file, to read and to add to, for no other process to open so."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("ab+", buffering=0)  # a kill loses nothing that was written
+    except OSError as error:
+        raise WorkError(f"cannot write {file}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise RequestError(f"{file.parent}: another t3d eval is at work there; wait for its end") from error
+    except OSError:  # a file system without locks
+        pass
+    return stream
+
+
+def _lines_of(file: Path, stream: BinaryIO, header: Header) -> list[dict[str, Any]]:
+    """What the journal holds, parsed, of a run with this header's identity; a torn last line is cut off."""
+    try:
+        stream.seek(0)
+        content = stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = _parse(whole, file)
+        if lines:  # else killed before the header was there
+            require_same(file.parent, Header(**lines[0]["header"]).identity, header.identity)
+        stream.truncate(len(whole))
     except OSError as error:
         raise WorkError(f"cannot read {file}: {error.strerror or error}") from error
-    whole = content[: content.rfind(b"\n") + 1]
-    if not whole:  # killed before the header was there
-        file.unlink()
-        return Journal(file, header, [])
-    try:
-        journal = Journal(file, header, _parse(whole, file))
-    except (KeyError, TypeError) as error:
-        raise RequestError(f"{file}: not a journal of t3d eval; choose another folder") from error
-    require_same(file.parent, journal.header.identity, header.identity)
-    if len(whole) < len(content):
-        os.truncate(file, len(whole))
-    return journal
+    return lines
 
 
 def require_same(folder: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:

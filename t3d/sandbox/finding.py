@@ -26,8 +26,7 @@ def find_isolation(wanted: str = AUTO) -> Isolation:
     Raises:
         RequestError: there is no such isolation, or it does not work here.
     """
-    if wanted not in (AUTO, *CANDIDATES):
-        raise RequestError(f"unknown sandbox {wanted!r}: choose one of {', '.join((AUTO, *CANDIDATES))}")
+    require_known(wanted)
     reasons = []
     for name in ("bubblewrap", "unshare") if wanted == AUTO else (wanted,):
         found = _working(name)
@@ -35,6 +34,16 @@ def find_isolation(wanted: str = AUTO) -> Isolation:
             return found
         reasons.append(f"{name}: {found}")
     raise RequestError(f"no sandbox for programs works here ({'; '.join(reasons)}): {CURE}")
+
+
+def require_known(wanted: str) -> None:
+    """Refuse what is no name of an isolation.
+
+    Raises:
+        RequestError: it lists the names.
+    """
+    if wanted not in (AUTO, *CANDIDATES):
+        raise RequestError(f"unknown sandbox {wanted!r}: choose one of {', '.join((AUTO, *CANDIDATES))}")
 
 
 @functools.cache

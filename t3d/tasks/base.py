@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from t3d.config import PromptConfig
+from t3d.sandbox import require_known
 from t3d.types import Problem, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class GraderOptions:
-    """How graders work; none of it changes a verdict.
+    """How graders work; none of it changes a verdict. An unknown sandbox raises `RequestError` on construction.
 
     Attributes:
         num_workers: responses graded at a time; None is as many as there are cores.
@@ -25,6 +26,9 @@ class GraderOptions:
 
     num_workers: int | None = None
     sandbox: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_known(self.sandbox)
 
 
 DEFAULT_OPTIONS = GraderOptions()

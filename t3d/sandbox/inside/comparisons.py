@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gc
 import operator
 import os
-from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, NoneType, WrapperDescriptorType
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, MethodDescriptorType, NoneType, WrapperDescriptorType
 from typing import Any
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -21,10 +23,13 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "In": lambda left, right: left in right,
     "NotIn": lambda left, right: left not in right,
 }
-LARGEST_VALUE = 100_000
-"""Items of a value that are looked at."""
 COMPARING_METHODS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
-OF_C = (WrapperDescriptorType, MethodDescriptorType, BuiltinFunctionType, NoneType)
+SUBTRACTING_METHODS = ("__sub__", "__rsub__", "__abs__")
+ATOMS = frozenset((NoneType, bool, int, float, complex, str, bytes))
+"""Types whose values hold no others."""
+OF_C = (WrapperDescriptorType, MethodDescriptorType)
+PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+"""They compare as whatever they stand for does, and do not show it."""
 LIBRARY_FOLDERS = [os.path.dirname(os.__file__) + os.sep, "<frozen "]
 
 
@@ -33,16 +38,25 @@ class Tampered(BaseException):
 
 
 class ComparisonRewriter(ast.NodeTransformer):
-    """Rewrites `a < b == c` into `compare(("Lt", "Eq"), a, b, c)`."""
-
-    FUNCTION = "__compare__"
+    """Rewrites `a < b == c` into `compare(("Lt", "Eq"), a, b, c)`, and `abs(a - b)` into `abs(subtract(a, b))`."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         """One comparison, those within it included."""
         self.generic_visit(node)
         kinds = ast.Tuple([ast.Constant(type(kind).__name__) for kind in node.ops], ast.Load())
-        function = ast.Name(self.FUNCTION, ast.Load())
-        return ast.copy_location(ast.Call(function, [kinds, node.left, *node.comparators], []), node)
+        return _call("__compare__", node, [kinds, node.left, *node.comparators])
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """`abs` of a difference, by which tests compare floating-point numbers."""
+        self.generic_visit(node)
+        match node:
+            case ast.Call(ast.Name("abs"), [ast.BinOp(left, ast.Sub(), right) as difference], []):
+                node.args = [_call("__subtract__", difference, [left, right])]
+        return node
+
+
+def _call(function: str, node: ast.expr, arguments: list[ast.expr]) -> ast.expr:
+    return ast.copy_location(ast.Call(ast.Name(function, ast.Load()), arguments, []), node)
 
 
 def compare(kinds: tuple[str, ...], *operands: Any) -> Any:
@@ -61,38 +75,73 @@ def compare(kinds: tuple[str, ...], *operands: Any) -> Any:
     return result
 
 
+def subtract(left: Any, right: Any) -> Any:
+    """`left - right`; the program does not get to say how near its values are to others.
+
+    Raises:
+        Tampered: a value that subtracts by code of the program meets one that does not.
+    """
+    if is_foreign(type(left), SUBTRACTING_METHODS) != is_foreign(type(right), SUBTRACTING_METHODS):
+        raise Tampered("a value with arithmetic of its own is compared with a plain one")
+    return left - right
+
+
 def holds_foreign(value: Any) -> bool:
-    """Whether a value, or an item of it, compares by code that is not of Python's or an installed package's."""
-    kinds: set[type] = set()
+    """Whether a value, or one that it holds, compares by code that is not of Python's or an installed package's."""
     values: list[Any] = [value]
-    seen: set[int] = set()
-    while values and len(seen) < LARGEST_VALUE:
+    seen: dict[int, Any] = {}  # holds on to the values: a new one may get the id of one that is gone
+    while values:
         each = values.pop()
-        if id(each) not in seen:
-            seen.add(id(each))
-            kinds.add(type(each))
-            values.extend(items_of(each))
-    return any(is_foreign(kind) for kind in kinds)
-
-
-def items_of(value: Any) -> Iterator[Any]:
-    """Of a container, without asking the program's code."""
-    for kind in (list, tuple, set, frozenset, dict):
-        if issubclass(type(value), kind):
-            yield from kind.__iter__(value)
-            if kind is dict:
-                yield from dict.values(value)
-
-
-def is_foreign(kind: type) -> bool:
-    """Whether values of a type compare by code that is not of Python's or an installed package's."""
-    for name in COMPARING_METHODS:
-        methods = [vars(each)[name] for each in type.mro(kind) if name in vars(each)]
-        if not methods or isinstance(methods[0], OF_C):
+        if id(each) in seen:
             continue
-        if not (isinstance(methods[0], FunctionType) and is_library(methods[0].__code__.co_filename)):
+        seen[id(each)] = each
+        if is_foreign(type(each), COMPARING_METHODS):
             return True
+        if compares_by_content(type(each)):
+            values.extend(held for held in held_by(each) if type(held) not in ATOMS)
     return False
+
+
+def held_by(value: Any) -> Iterable[Any]:
+    """What a value refers to, without asking the program's code; not the members of classes."""
+    if issubclass(type(value), type):
+        return ()
+    tolist = next((method for _, method in methods_of(type(value), ("tolist",))), None)
+    if isinstance(tolist, MethodDescriptorType):  # NumPy's arrays do not tell the garbage collector
+        return (tolist(value),)
+    return gc.get_referents(value)
+
+
+def compares_by_content(kind: type) -> bool:
+    """Whether values of a type compare by more than which object they are."""
+    return any(owner is not object for owner, _ in methods_of(kind, COMPARING_METHODS))
+
+
+def is_foreign(kind: type, names: tuple[str, ...]) -> bool:
+    """Whether one of these methods of a type is code that is not of Python's or an installed package's.
+
+    That includes such code under another name: `__eq__ = int.__ne__` is the program's.
+    """
+    if issubclass(kind, PROXIES):
+        return True
+    for name in names:
+        for _, method in methods_of(kind, (name,)):
+            if method is None:
+                continue
+            is_theirs = isinstance(method, FunctionType) and is_library(method.__code__.co_filename)
+            if not (isinstance(method, OF_C) or is_theirs) or method.__name__ != name:
+                return True
+    return False
+
+
+def methods_of(kind: type, names: tuple[str, ...]) -> Iterator[tuple[type, Any]]:
+    """(class that defines it, method) of each of these that a type has, without asking its metaclass."""
+    for name in names:
+        for each in type.__dict__["__mro__"].__get__(kind):
+            members = type.__dict__["__dict__"].__get__(each)
+            if name in members:
+                yield each, members[name]
+                break
 
 
 def is_library(file: str) -> bool:

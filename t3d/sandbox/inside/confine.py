@@ -33,8 +33,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     """Confine, start the program, wait for it, leave with its exit status (128 + signal if one killed it)."""
     request = json.loads(sys.stdin.buffer.read())
-    load("comparisons")
-    judge = load("judge").main
+    modules = {name: load(name) for name in ("comparisons", "judge", "syscalls")}
+    for module in modules.values():  # the program is not to find them
+        del sys.modules[module.__name__]
     if request["root"] is not None:
         build_root(**request["root"])
     secure(request["adopt_orphans"])
@@ -44,7 +45,9 @@ def main() -> None:
         os.chdir(request["workdir"])
         apply_limits(request["limits"], request["limit_processes"])
         become_program(request["uid"], request["drop_capabilities"])
-        judge(request.pop("job"), request["verdict_fd"])
+        if request["filter_calls"]:
+            modules["syscalls"].refuse_ways_around()
+        modules["judge"].main(request.pop("job"), request["verdict_fd"])
         return  # the program's own threads and exit functions run as after any script
     status = wait_for(child, request["verdict_fd"])
     if request["adopt_orphans"]:
@@ -60,8 +63,8 @@ def load(name: str) -> ModuleType:
     file = Path(__file__).with_name(f"{name}.py")
     module = ModuleType(f"t3d.sandbox.inside.{name}")
     vars(module)["__builtins__"] = dict(vars(builtins))
-    exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     sys.modules[module.__name__] = module
+    exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     return module
 
 

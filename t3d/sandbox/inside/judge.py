@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from t3d.sandbox.inside.comparisons import LIBRARY_FOLDERS, ComparisonRewriter, Tampered, compare  # see confine.load
+from t3d.sandbox.inside.comparisons import LIBRARY_FOLDERS, ComparisonRewriter, Tampered, compare, subtract
 
 PROGRAM, TESTS = "<program>", "<tests>"
 LONGEST_DETAIL = 300
@@ -130,7 +130,7 @@ class TestGuard:
         hiding = used & self._builtins.keys()
         hidden = hiding if used - hiding else set()
         names = {name: value for name, value in program.items() if name not in hidden}
-        return {**names, "__builtins__": dict(self._builtins), ComparisonRewriter.FUNCTION: compare}
+        return {**names, "__builtins__": dict(self._builtins), "__compare__": compare, "__subtract__": subtract}
 
     def is_disturbed(self) -> bool:
         """Whether something that was restored has been changed again."""
