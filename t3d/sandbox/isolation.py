@@ -97,8 +97,9 @@ class Bubblewrap(Isolation):
         links = [part for path, target in system_links().items() for part in ("--symlink", target, path)]
         scratch = ["--perms", "1777", "--size", str(limits.directory_bytes), "--tmpfs"]
         options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", *user]
-        tree = [*parents, *binds, *links, "--ro-bind", str(INSIDE), "/inside", "--proc", "/proc", "--dev", "/dev"]
-        tree += [*scratch, "/dev/shm", *scratch, TEMPORARY, "--remount-ro", "/dev", "--remount-ro", "/"]
+        tree = [*scratch, TEMPORARY]  # before the binds, which may lie in there
+        tree += [*parents, *binds, *links, "--ro-bind", str(INSIDE), "/inside"]
+        tree += ["--proc", "/proc", "--dev", "/dev", *scratch, "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/"]
         options += ["--as-pid-1", "--die-with-parent", *tree, "--"]
         return [self._executable, *options, *interpreter(), "/inside/confine.py"]
 

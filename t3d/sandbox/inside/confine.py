@@ -83,16 +83,16 @@ def build_root(binds: dict[str, str], links: dict[str, str], directory_bytes: in
     os.mkdir("/tmp/old")
     check(libc.pivot_root(b"/tmp", b"/tmp/old"), "pivot_root")
     os.chdir("/")
+    for folder in ("/tmp", "/dev/shm", "/proc"):
+        os.makedirs(folder)
+    for folder in ("/tmp", "/dev/shm"):  # before the binds, which may lie in there
+        mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={directory_bytes}")
     for path, source in binds.items():
         bind(source, path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
     for device in DEVICES:
         bind(f"/dev/{device}", f"/dev/{device}", MOUNT_ATTR_NOSUID)
     for path, target in {**links, "/dev/fd": "/proc/self/fd"}.items():
         os.symlink(target, path)
-    for folder in ("/tmp", "/dev/shm", "/proc"):
-        os.makedirs(folder)
-    for folder in ("/tmp", "/dev/shm"):
-        mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={directory_bytes}")
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV, "")  # while the old one is seen: the kernel insists
     check(libc.umount2(b"/old", MNT_DETACH), "umount2 of the old root")
     os.rmdir("/old")
