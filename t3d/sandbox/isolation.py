@@ -34,18 +34,16 @@ class Confinement:
         root: arguments of its `build_root`; None keeps the file tree.
         uid: to become; None stays the same user.
         drop_capabilities: those that the process has in its user namespace.
-        limit_processes: whether the kernel's count of the user's processes is the program's alone.
-        filter_calls: whether the kernel refuses system calls that lead around namespaces (`inside/syscalls.py`).
-        adopt_orphans: there is no process namespace to end what the program leaves behind.
+        has_namespaces: there are namespaces of the program's own. Then the kernel's count of its user's processes is
+            the program's alone, calls that lead around namespaces are refused (`inside/syscalls.py`), and nothing
+            that it leaves behind outlives it; else the script has to see to that.
     """
 
     workdir: str
     root: dict[str, Any] | None
     uid: int | None
     drop_capabilities: bool
-    limit_processes: bool
-    filter_calls: bool
-    adopt_orphans: bool
+    has_namespaces: bool
 
 
 class Isolation(ABC):
@@ -105,7 +103,7 @@ class Bubblewrap(Isolation):
 
     def confinement(self, folder: str, limits: Limits) -> Confinement:
         """The file tree is there already, and in a user namespace there are no capabilities."""
-        return Confinement(folder, None, own_uid(), False, limit_processes=True, filter_calls=True, adopt_orphans=False)
+        return Confinement(folder, None, own_uid(), drop_capabilities=False, has_namespaces=True)
 
 
 class Unshare(Isolation):
@@ -132,15 +130,7 @@ class Unshare(Isolation):
     def confinement(self, folder: str, limits: Limits) -> Confinement:
         """A new root, and then no rights."""
         root = {"binds": visible_paths(), "links": system_links(), "directory_bytes": limits.directory_bytes}
-        return Confinement(
-            folder,
-            root,
-            own_uid(),
-            drop_capabilities=os.geteuid() != 0,
-            limit_processes=True,
-            filter_calls=True,
-            adopt_orphans=False,
-        )
+        return Confinement(folder, root, own_uid(), drop_capabilities=os.geteuid() != 0, has_namespaces=True)
 
 
 class LimitsOnly(Isolation):
@@ -164,7 +154,7 @@ class LimitsOnly(Isolation):
 
     def confinement(self, folder: str, limits: Limits) -> Confinement:
         """The kernel counts all of the user's processes together: the limit on them is kept by watching."""
-        return Confinement(folder, None, None, False, limit_processes=False, filter_calls=False, adopt_orphans=True)
+        return Confinement(folder, None, None, drop_capabilities=False, has_namespaces=False)
 
 
 def interpreter() -> list[str]:

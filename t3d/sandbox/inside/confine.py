@@ -38,19 +38,19 @@ def main() -> None:
         del sys.modules[module.__name__]
     if request["root"] is not None:
         build_root(**request["root"])
-    secure(request["adopt_orphans"])
+    secure(adopt_orphans=not request["has_namespaces"])
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # to be killed as one
         os.chdir(request["workdir"])
-        apply_limits(request["limits"], request["limit_processes"])
+        apply_limits(request["limits"], limit_processes=request["has_namespaces"])
         become_program(request["uid"], request["drop_capabilities"])
-        if request["filter_calls"]:
+        if request["has_namespaces"]:
             modules["syscalls"].refuse_ways_around()
         modules["judge"].main(request.pop("job"), request["verdict_fd"])
         return  # the program's own threads and exit functions run as after any script
     status = wait_for(child, request["verdict_fd"])
-    if request["adopt_orphans"]:
+    if not request["has_namespaces"]:
         kill_orphans(child)
     os._exit(status if status >= 0 else 128 - status)
 
