@@ -15,8 +15,7 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from t3d.errors import RequestError, WorkError
 from t3d.types import FinishReason, Verdict
@@ -68,7 +67,7 @@ class Response:
 class Journal:
     """Responses and verdicts, in memory and in a file.
 
-    A context manager that closes the file. `WorkError` from any method: the disk refuses.
+    To be closed. `WorkError` from any method: the disk refuses.
 
     Args:
         file: it is written to; None keeps all in memory.
@@ -131,14 +130,6 @@ class Journal:
                 rest = rest[self._stream.write(rest) :]
         except OSError as error:
             raise WorkError(f"cannot write {self._file}: {error.strerror or error}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_journal(folder: Path | None, header: Header, resume: bool) -> Journal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from t3d.config import PromptConfig
@@ -83,7 +83,8 @@ def evaluate(
         identity = identity_of(subject, [setting_fields(each) for each in settings], samples)
         if out is not None and (finished := finished_result(out, identity)) is not None:
             return finished
-        with open_journal(out, Header(identity, subject.started, subject.command), resume) as journal:
+        header = Header(identity, subject.started, subject.command)
+        with closing(open_journal(out, header, resume)) as journal:
             first_part = {"started": journal.header.started, "command": journal.header.command}
             total = len(exam.items) * len(settings)
             with _reporting(reporter, name, total, done=len(journal.verdicts)) as bar:
