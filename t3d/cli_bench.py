@@ -42,7 +42,7 @@ def _group() -> None:
 
 @app.command()
 def rollout(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, story-small or tiny; the weights are random.")],
+    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, smollm2-135m, story-small or tiny; random weights.")],
     concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of requests at once.")] = "1,16,64,256",
     steps_per_block: Annotated[str, typer.Option(help="Comma-separated forward passes a block.")] = "1,2,4",
     block_size: Annotated[int, typer.Option(help="Positions decoded together.")] = 4,
@@ -98,7 +98,7 @@ def rollout(
 
 @app.command()
 def train(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, story-small or tiny; the weights are random.")],
+    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, smollm2-135m, story-small or tiny; random weights.")],
     lengths: Annotated[str, typer.Option(help="real (100 + 300 tokens on average) or full (512 + 1,024 each).")],
     objective: Annotated[str, typer.Option(help="t3d, ddo, trajectory_ce or sft.")] = "t3d",
     examples: Annotated[int, typer.Option(help="Of an optimizer step.")] = 256,

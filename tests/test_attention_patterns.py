@@ -10,6 +10,7 @@ from tiny import MASK, ODD_LENGTHS, noisy_example, random_row, tiny_model
 
 from t3d.corruption import pack
 from t3d.corruption.packing import PADDING_DOCUMENT
+from t3d.models import FAMILIES
 from t3d.models.attention import (
     CLEAN,
     NOISY,
@@ -115,11 +116,12 @@ def packed(examples, row_tokens=None, block_size=4):
     return pack(examples, row_tokens=row_tokens, block_size=block_size, num_examples_in_step=len(examples))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("block_size", [3, 4])
 @pytest.mark.parametrize("lengths", ODD_LENGTHS)
-def test_training_shows_what_decoding_shows(lengths, block_size, attention):
-    model = tiny_model(attn_implementation=attention)
+def test_training_shows_what_decoding_shows(lengths, block_size, attention, family):
+    model = tiny_model(family=family, attn_implementation=attention)
     example = noisy_example(random_row("row", *lengths), block_size=block_size, ratios=(0.5,), random_token_share=0.3)
     close = {"atol": 1e-10 if attention == "sdpa" else 1e-4, "rtol": 0}  # eager's softmax is in float32
     logits = logits_of(model, packed([example], block_size=block_size))
@@ -133,8 +135,9 @@ def test_training_shows_what_decoding_shows(lengths, block_size, attention):
         torch.testing.assert_close(noisy[offset : offset + block_size], decoding, **close)
 
 
-def test_packed_documents_do_not_see_each_other():
-    model = tiny_model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_documents_do_not_see_each_other(family):
+    model = tiny_model(family=family)
     examples = [noisy_example(random_row(str(i), *lengths), ratios=(0.5,)) for i, lengths in enumerate(ODD_LENGTHS)]
     together = packed(examples, row_tokens=1000)
     assert together.input_ids.shape[0] == 1

@@ -178,10 +178,11 @@ def by_objective(tmp_path_factory):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_measured(name, by_objective):
-    row, with_reference = by_objective[name], OBJECTIVES[name].needs_reference
+    row, objective = by_objective[name], OBJECTIVES[name]
+    expected = ("copy", 10) if objective.needs_reference else ("copy", 0) if objective.needs_teacher else (None, None)
     assert row.objective == name
-    assert (row.reference, row.reference_refresh_every) == (("copy", 10) if with_reference else (None, None))
-    assert ("reference" in row.phases) == with_reference
+    assert (row.reference, row.reference_refresh_every) == expected
+    assert ("reference" in row.phases) == (row.reference is not None)
     assert row.tflop_per_example > 0
 
 

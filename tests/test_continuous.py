@@ -277,7 +277,7 @@ def test_draws_follow_the_models_distribution(model):
         sees = torch.ones((12, 12), dtype=torch.bool, device=DEVICE)
         sees[:4, 4:] = sees[4:8, 8:] = False
         additive = torch.zeros((1, 1, 12, 12), device=DEVICE).masked_fill(~sees, -torch.inf)
-        logits = model(input_ids=ids, attention_mask={"full_attention": additive}).logits[0, 8].double()
+        logits = model(input_ids=ids, attention_mask=additive).logits[0, 8].double()
         logits[MASK] = -torch.inf
     expected = count * torch.softmax(logits / 0.8, dim=0).cpu().numpy()
     likely = expected >= 5

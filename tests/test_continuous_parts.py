@@ -210,5 +210,8 @@ def test_wrong_backends_are_refused():
         Engine(tiny_model(), backend="fast")
     model = tiny_model()
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(16, 32, bias=True)
-    with pytest.raises(RequestError, match="up_proj is not a plain linear layer"):
+    with pytest.raises(RequestError, match=r"mlp\.up_proj has a bias; use the plain one"):
+        Engine(model, backend="continuous")
+    model.model.layers[0].mlp.up_proj = torch.nn.Sequential()
+    with pytest.raises(RequestError, match=r"mlp\.up_proj is not a plain linear layer; use the plain one"):
         Engine(model, backend="continuous")

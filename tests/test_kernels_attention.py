@@ -105,6 +105,7 @@ SHAPES = [
     # tiles, half, block_size, group, head_dim, page_size
     pytest.param(DECODING, 4, 4, 2, 16, 16, id="decoding"),
     pytest.param(DECODING, 4, 4, 3, 32, 16, id="three-heads-a-group"),
+    pytest.param(DECODING, 4, 4, 7, 16, 16, id="seven-heads-a-group"),
     pytest.param(DECODING, 4, 8, 1, 16, 32, id="blocks-wider-than-halves"),
     pytest.param(ENDS, 4, 4, 4, 16, 16, id="cut-short"),
     pytest.param(ODD_BLOCKS, 3, 3, 2, 16, 16, id="blocks-of-three"),
@@ -192,7 +193,7 @@ class Projection:
     """Arguments of rope_and_store for some tokens, and a cache of distinct numbers."""
 
     qkv: torch.Tensor
-    weights: tuple
+    weights: tuple  # of the norms of queries and keys; (None, None) without
     rotation: tuple
     positions: torch.Tensor
     places: torch.Tensor
@@ -216,8 +217,9 @@ class Projection:
             turn = torch.complex(cos[position], sin[position])
             turned = []
             for index, head in enumerate(heads[:-num_kv_heads]):
-                is_query = index < len(heads) - 2 * num_kv_heads
-                head = head / (head.square().mean() + self.eps).sqrt() * self.weights[0 if is_query else 1].double()
+                weight = self.weights[0 if index < len(heads) - 2 * num_kv_heads else 1]
+                if weight is not None:
+                    head = head / (head.square().mean() + self.eps).sqrt() * weight.double()
                 rotated = torch.complex(head[: head_dim // 2], head[head_dim // 2 :]) * turn
                 turned.append(torch.cat([rotated.real, rotated.imag]))
             queries.append(torch.stack(turned[:-num_kv_heads]))
@@ -226,7 +228,7 @@ class Projection:
         return torch.stack(queries), keys, values
 
 
-def make_projection(num_tokens, query_heads, num_kv_heads, head_dim, dtype):
+def make_projection(num_tokens, query_heads, num_kv_heads, head_dim, has_norms, dtype):
     generator = torch.Generator().manual_seed(num_tokens)
     num_pages, page_size = 3, 16
     angles = torch.rand(50, head_dim // 2, generator=generator) * 7
@@ -236,7 +238,7 @@ def make_projection(num_tokens, query_heads, num_kv_heads, head_dim, dtype):
     cache = torch.randn(2, num_pages, num_kv_heads, page_size, head_dim, generator=generator)
     return Projection(
         qkv.to(DEVICE, dtype),
-        tuple(weights.to(DEVICE, dtype)),
+        tuple(weights.to(DEVICE, dtype)) if has_norms else (None, None),
         (angles.cos().to(DEVICE), angles.sin().to(DEVICE)),
         torch.randint(50, (num_tokens,), generator=generator, dtype=torch.int32).to(DEVICE),
         places.int().to(DEVICE),
@@ -247,12 +249,15 @@ def make_projection(num_tokens, query_heads, num_kv_heads, head_dim, dtype):
 @pytest.mark.parametrize("function", [rope_and_store_reference, rope_and_store])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("many_tokens", [1, 1000], ids=["many-heads-a-program", "few-heads-a-program"])
+@pytest.mark.parametrize("has_norms", [True, False], ids=["normed", "not-normed"])
 @pytest.mark.parametrize(
-    "num_tokens, query_heads, num_kv_heads, head_dim", [(1, 4, 2, 16), (5, 3, 1, 32), (7, 12, 4, 16)]
+    "num_tokens, query_heads, num_kv_heads, head_dim", [(1, 4, 2, 16), (5, 3, 1, 32), (7, 12, 4, 16), (2, 9, 3, 64)]
 )
-def test_rope_and_store(monkeypatch, num_tokens, query_heads, num_kv_heads, head_dim, many_tokens, dtype, function):
+def test_rope_and_store(
+    monkeypatch, num_tokens, query_heads, num_kv_heads, head_dim, has_norms, many_tokens, dtype, function
+):
     monkeypatch.setattr("t3d.kernels.rope_triton._MANY_TOKENS", many_tokens)
-    projection = make_projection(num_tokens, query_heads, num_kv_heads, head_dim, dtype)
+    projection = make_projection(num_tokens, query_heads, num_kv_heads, head_dim, has_norms, dtype)
     query, keys, values = projection.store(function)
     expected_query, expected_keys, expected_values = projection.expected()
     tolerance = TOLERANCES[dtype]

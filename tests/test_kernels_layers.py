@@ -86,8 +86,17 @@ SHAPES = pytest.mark.parametrize(
 def test_norm_linear(num_tokens, num_inputs, num_outputs, config, dtype):
     x, norm_weight = random(num_tokens, num_inputs, dtype=dtype, scale=0.1), random(num_inputs, dtype=dtype, seed=1)
     weight = random(num_outputs, num_inputs, dtype=dtype, seed=2)
-    output = norm_linear(begin_norm(x, norm_weight), EPS, weight, config)
+    output = norm_linear(begin_norm(x, norm_weight), EPS, weight, config=config)
     assert_close(output, normed(x, norm_weight) @ weight.double().T, dtype)
+
+
+@DTYPES
+@SHAPES
+def test_norm_linear_with_a_bias(num_tokens, num_inputs, num_outputs, config, dtype):
+    x, norm_weight = random(num_tokens, num_inputs, dtype=dtype, scale=0.1), random(num_inputs, dtype=dtype, seed=1)
+    weight, bias = random(num_outputs, num_inputs, dtype=dtype, seed=2), random(num_outputs, dtype=dtype, seed=3)
+    output = norm_linear(begin_norm(x, norm_weight), EPS, weight, bias, config)
+    assert_close(output, normed(x, norm_weight) @ weight.double().T + bias.double(), dtype)
 
 
 @DTYPES
@@ -130,7 +139,7 @@ def test_a_chain_of_layers(dtype):
     x, residual = random(5, 96, dtype=dtype), random(5, 200, dtype=dtype, seed=1, scale=10)
     add_weight, weight = random(200, 96, dtype=dtype, seed=2), random(40, 200, dtype=dtype, seed=3)
     norm_weight = random(200, dtype=dtype, seed=4)
-    output = norm_linear(linear_add_norm_(residual, x, add_weight, norm_weight, SMALL), EPS, weight, SMALL)
+    output = norm_linear(linear_add_norm_(residual, x, add_weight, norm_weight, SMALL), EPS, weight, config=SMALL)
     assert_close(output, normed(residual, norm_weight) @ weight.double().T, dtype)
 
 
@@ -145,8 +154,8 @@ def test_nothing_depends_on_the_other_tokens():
     """A token's output has the same bits alone and among others, as long as the padded number of tokens is the same."""
     x, weight = random(8, 64, dtype=torch.float32), random(24, 64, dtype=torch.float32, seed=1)
     ones = torch.ones(64, device=DEVICE)
-    together = norm_linear(begin_norm(x, ones), EPS, weight, SMALL)
-    assert torch.equal(norm_linear(begin_norm(x[2:3], ones), EPS, weight, SMALL), together[2:3])
+    together = norm_linear(begin_norm(x, ones), EPS, weight, config=SMALL)
+    assert torch.equal(norm_linear(begin_norm(x[2:3], ones), EPS, weight, config=SMALL), together[2:3])
 
 
 def test_more_tokens_than_fit_are_refused():
@@ -156,7 +165,7 @@ def test_more_tokens_than_fit_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["norm", "gated", "add"])
-@pytest.mark.parametrize("num_outputs, num_inputs", [(2048, 2048), (2048, 6144), (151936, 2048)])
+@pytest.mark.parametrize("num_outputs, num_inputs", [(2048, 2048), (2048, 6144), (151936, 2048), (49216, 576)])
 def test_every_number_of_tokens_has_a_config_that_fits_shared_memory(kind, num_outputs, num_inputs):
     for num_tokens in range(1, MAX_TOKENS + 1):
         for dtype in (torch.bfloat16, torch.float32):

@@ -6,17 +6,23 @@ from types import MethodType
 
 import numpy as np
 import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from t3d.config import CorruptionConfig
 from t3d.corruption import NoisyExample, TrainingRow, corrupt, row_generator
-from t3d.models import SDARConfig, SDARForCausalLM
+from t3d.models import FAMILIES, BlockDiffusionModel
 
 VOCAB, MASK, EOS = 31, 29, 1
+RMS_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 
 
-def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> SDARForCausalLM:
-    """A random SDAR whose attention is far from uniform, so that a wrong mask shows."""
+def tiny_model(
+    seed: int = 0, dtype: torch.dtype = torch.float64, family: str = "sdar", **fields
+) -> BlockDiffusionModel:
+    """A random model whose attention is far from uniform, so that a wrong mask shows; biases are not zero."""
     shapes = {
         "vocab_size": VOCAB,
         "hidden_size": 16,
@@ -32,15 +38,17 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> S
         "max_position_embeddings": 64,
     }
     torch.manual_seed(seed)
-    model = SDARForCausalLM(SDARConfig(**{**shapes, **fields})).to(dtype).eval()
-    if dtype == torch.float64:
-        for module in model.modules():
-            if isinstance(module, Qwen3RMSNorm):
-                module.forward = MethodType(_exact_norm, module)
+    config_class, model_class = FAMILIES[family]
+    model = model_class(config_class(**{**shapes, **fields})).to(dtype).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias)
+        if isinstance(module, RMS_NORMS) and dtype == torch.float64:
+            module.forward = MethodType(_exact_norm, module)
     return model
 
 
-def _exact_norm(norm: Qwen3RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+def _exact_norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Transformers' own rounds to float32, which would hide small errors behind a tolerance of 1e-7."""
     return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
 
@@ -53,7 +61,14 @@ def random_row(row_id: str, prompt_length: int, length: int, seed: int = 0) -> T
 
 
 def noisy_example(
-    row: TrainingRow, hider: str = "order", block_size: int = 4, epoch: int = 0, seed: int = 0, **config
+    row: TrainingRow,
+    hider: str = "order",
+    block_size: int = 4,
+    epoch: int = 0,
+    seed: int = 0,
+    progress: float = 0.0,
+    complement: bool = False,
+    **config,
 ) -> NoisyExample:
     """`corrupt` with this vocabulary and the row's own random stream."""
     return corrupt(
@@ -64,6 +79,8 @@ def noisy_example(
         mask_token_id=MASK,
         vocab_size=VOCAB,
         rng=row_generator(seed, epoch, row.row_id),
+        progress=progress,
+        complement=complement,
     )
 
 

@@ -15,7 +15,7 @@ from t3d.engine import Engine
 from t3d.engine.continuous import ContinuousEngine
 from t3d.engine.continuous.sequence import Sequence
 from t3d.engine.request import Request
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.types import Decoding, Generation
 
 
@@ -26,7 +26,7 @@ class FirstBlocks(ContinuousEngine):
         times: arrival -> `time.perf_counter()`, of the latest run.
     """
 
-    def __init__(self, model: SDARForCausalLM, max_batch_size: int, memory_gib: float | None) -> None:
+    def __init__(self, model: BlockDiffusionModel, max_batch_size: int, memory_gib: float | None) -> None:
         super().__init__(model, max_batch_size, memory_gib, on_block=self._note)
         self.times: dict[int, float] = {}
 
@@ -49,7 +49,7 @@ class BatchBench:
         concurrency: slots.
     """
 
-    def __init__(self, model: SDARForCausalLM, plan: Plan, concurrency: int) -> None:
+    def __init__(self, model: BlockDiffusionModel, plan: Plan, concurrency: int) -> None:
         self._model = model
         self._plan = plan
         self._concurrency = concurrency

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from t3d.bench.shapes import random_ids
 from t3d.corruption import TrainingRow
 from t3d.errors import RequestError
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ def get_lengths(name: str) -> Lengths:
     return LENGTHS[name]
 
 
-def random_rows(lengths: Lengths, count: int, config: SDARConfig, seed: int = 0, number: int = 0) -> list[TrainingRow]:
+def random_rows(
+    lengths: Lengths, count: int, config: BlockDiffusionConfig, seed: int = 0, number: int = 0
+) -> list[TrainingRow]:
     """`count` rows whose lengths are spread evenly over their range, so that their mean is the middle of it.
 
     Another `number` gives other rows: prompts meet responses of other lengths.

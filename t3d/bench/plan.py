@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from t3d.bench.shapes import shape_config
 from t3d.engine.request import check_request
 from t3d.errors import RequestError
-from t3d.models import SDARConfig, mask_token_id
+from t3d.models import BlockDiffusionConfig, mask_token_id
 from t3d.types import Decoding
 
 BACKENDS = ("continuous", "plain")
@@ -69,7 +69,7 @@ class Plan:
     seed: int = 0
     queue: Queue | None = None
 
-    def check(self) -> SDARConfig:
+    def check(self) -> BlockDiffusionConfig:
         """The model's config, if all of the plan can be run.
 
         Raises:
@@ -100,7 +100,7 @@ class Plan:
                 "concurrency"
             )
 
-    def _check_lengths(self, config: SDARConfig) -> None:
+    def _check_lengths(self, config: BlockDiffusionConfig) -> None:
         """A prompt and its answer fit into the model's positions."""
         prompt = [int(mask_token_id(config) == 0)] * self.prompt_tokens
         for decoding in self.decodings:

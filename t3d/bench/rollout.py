@@ -18,7 +18,7 @@ from t3d.bench.roofline import model_facts
 from t3d.bench.shapes import build_model
 from t3d.bench.sustained import NUM_PARTS, QueueBench
 from t3d.bench.timing import OnStretch, Stretch, free_memory
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.progress import progress
 from t3d.types import Decoding
 
@@ -60,7 +60,7 @@ def bench_rollout(plan: Plan, device: torch.device, dtype: torch.dtype, file: Pa
 
 
 def _measured(
-    plan: Plan, model: SDARForCausalLM, concurrency: int, report: OnStretch
+    plan: Plan, model: BlockDiffusionModel, concurrency: int, report: OnStretch
 ) -> Iterator[tuple[Decoding, list[Stretch]]]:
     """Each setting and what was timed, for one number of requests."""
     free_memory(model.device)

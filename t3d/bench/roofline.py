@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from t3d.engine.continuous.counters import Counters
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ModelFacts:
         return self.num_layers * (self.before_attention + self.after_attention)
 
 
-def model_facts(config: SDARConfig, dtype: torch.dtype) -> ModelFacts:
+def model_facts(config: BlockDiffusionConfig, dtype: torch.dtype) -> ModelFacts:
     """The facts of a model in a dtype."""
     query_width = config.num_attention_heads * config.head_dim
     key_width = config.num_key_value_heads * config.head_dim

@@ -11,7 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from t3d.errors import RequestError
-from t3d.models import SDARConfig, SDARForCausalLM, load_config, mask_token_id
+from t3d.models import (
+    FAMILIES,
+    BlockDiffusionConfig,
+    BlockDiffusionModel,
+    BlockLlamaConfig,
+    SDARConfig,
+    load_config,
+    mask_token_id,
+)
 
 SDAR: dict[str, Any] = {
     "num_key_value_heads": 8,
@@ -25,6 +33,21 @@ SDAR: dict[str, Any] = {
 """What the released SDAR models share."""
 SDAR_1_7B = {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144}
 SDAR_4B = {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728}
+SMOLLM2_135M: dict[str, Any] = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "intermediate_size": 1536,
+    "vocab_size": 49_216,
+    "mask_token_id": 49_152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 1e5,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+"""The released model's vocabulary of 49,152, and room for a mask token."""
 TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -39,16 +62,17 @@ TINY: dict[str, Any] = {
 }
 """Decodes in milliseconds on a CPU: to see the command work."""
 
-SHAPES: dict[str, Callable[[], SDARConfig]] = {
+SHAPES: dict[str, Callable[[], BlockDiffusionConfig]] = {
     "sdar-1.7b": partial(SDARConfig, **SDAR, **SDAR_1_7B),
     "sdar-4b": partial(SDARConfig, **SDAR, **SDAR_4B),
+    "smollm2-135m": partial(BlockLlamaConfig, **SMOLLM2_135M),
     "story-small": partial(load_config, "story-small"),
     "tiny": partial(SDARConfig, **TINY),
 }
 """Name on the command line -> the model's config."""
 
 
-def shape_config(name: str) -> SDARConfig:
+def shape_config(name: str) -> BlockDiffusionConfig:
     """The config of a shape.
 
     Raises:
@@ -59,24 +83,29 @@ def shape_config(name: str) -> SDARConfig:
     return SHAPES[name]()
 
 
-def build_model(config: SDARConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> SDARForCausalLM:
+def build_model(
+    config: BlockDiffusionConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> BlockDiffusionModel:
     """A model of these shapes, its random weights drawn on the device in the dtype that it runs in."""
+    _, model_class = FAMILIES[config.model_type]
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
             torch.manual_seed(seed)
-            return SDARForCausalLM(config).eval()
+            return model_class(config).eval()
     finally:
         torch.set_default_dtype(usual)
 
 
-def random_prompts(config: SDARConfig, count: int, length: int, rng: np.random.Generator) -> list[list[int]]:
+def random_prompts(config: BlockDiffusionConfig, count: int, length: int, rng: np.random.Generator) -> list[list[int]]:
     """`count` prompts of `length` token ids each, drawn from all but the mask."""
     return random_ids(config, (count, length), rng).tolist()
 
 
-def random_ids(config: SDARConfig, size: int | tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int64]:
+def random_ids(
+    config: BlockDiffusionConfig, size: int | tuple[int, ...], rng: np.random.Generator
+) -> NDArray[np.int64]:
     """int64 of this size: token ids, drawn from all but the mask."""
     ids = rng.integers(0, config.vocab_size - 1, size=size)
     return ids + (ids >= mask_token_id(config))

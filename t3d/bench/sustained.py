@@ -15,7 +15,7 @@ from t3d.engine.continuous.core import Core
 from t3d.engine.continuous.sequence import Sequence
 from t3d.engine.request import Request, check_request
 from t3d.errors import WorkError
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.noise import derive_seeds
 from t3d.types import Decoding
 
@@ -33,7 +33,7 @@ class QueueBench:
         concurrency: slots.
     """
 
-    def __init__(self, model: SDARForCausalLM, plan: Plan, queue: Queue, concurrency: int) -> None:
+    def __init__(self, model: BlockDiffusionModel, plan: Plan, queue: Queue, concurrency: int) -> None:
         self._model = model
         self._plan = plan
         self._queue = queue

@@ -11,7 +11,7 @@ from t3d.bench.lengths import get_lengths
 from t3d.bench.shapes import shape_config
 from t3d.config import Recipe, make_recipe
 from t3d.errors import RequestError
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 from t3d.objectives import build_objective
 from t3d.training.requirements import check_training
 
@@ -68,7 +68,7 @@ class TrainPlan:
         chosen += [self.quantize, self.reference, None if self.memory_gib is None else f"{self.memory_gib:g}gib"]
         return "-".join(["train", self.shape, self.lengths, *(each for each in chosen if each is not None)])
 
-    def check(self) -> tuple[SDARConfig, Recipe]:
+    def check(self) -> tuple[BlockDiffusionConfig, Recipe]:
         """The model's config and the recipe of the step, if all of the plan can be run.
 
         Raises:

@@ -20,7 +20,7 @@ from t3d.bench.training_report import NOTE, Setting, TimedStep, TrainRow, make_r
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch, TrainingRow
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 from t3d.objectives import build_objective
 from t3d.progress import progress
 from t3d.training.data import Share, StepDataset
@@ -69,7 +69,7 @@ class TrainBench:
         accelerator: of the recipe's device.
     """
 
-    def __init__(self, plan: TrainPlan, config: SDARConfig, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(self, plan: TrainPlan, config: BlockDiffusionConfig, recipe: Recipe, accelerator: Accelerator) -> None:
         self._plan, self._config, self._recipe, self._device = plan, config, recipe, accelerator.device
         self._objective = build_objective(recipe.objective.name)
         self._phases = TimedPhases(self._device)
@@ -93,7 +93,8 @@ class TrainBench:
             WorkError: the loss is not finite.
         """
         lengths = get_lengths(self._plan.lengths)
-        rows = random_rows(lengths, self._plan.examples, self._config, self._plan.seed, number)
+        num_rows = self._plan.examples // (2 if self._objective.with_complement else 1)
+        rows = random_rows(lengths, num_rows, self._config, self._plan.seed, number)
         begin = time.perf_counter()
         batches = self._prepared(rows)
         preparing_seconds = time.perf_counter() - begin
@@ -131,7 +132,7 @@ class TrainBench:
             rank=adapter.rank if adapter else None,
             quantize=recipe.model.quantize,
             reference=reference_form(recipe) if has_reference else None,
-            reference_refresh_every=recipe.reference.refresh_every if has_reference else None,
+            reference_refresh_every=self._learner.refresh_every if has_reference else None,
             attention=self._learner.computing.attention,
             compile=self._learner.computing.compiled,
             checkpoint_layers=self._learner.checkpointed_layers or 0,
@@ -146,9 +147,10 @@ class TrainBench:
         dataset = StepDataset(
             rows,
             corruption=self._recipe.corruption,
-            hider=self._objective.hider,
+            objective=self._objective,
             batch=self._recipe.batch,
-            examples_per_step=len(rows),
+            num_steps=1,
+            examples_per_step=self._plan.examples,
             model=self._config,
             seed=self._recipe.seed,
             share=Share(),

@@ -15,7 +15,7 @@ from t3d.engine.continuous import ContinuousEngine, why_unsupported
 from t3d.engine.plain import PlainEngine
 from t3d.engine.request import Request, check_request
 from t3d.errors import RequestError
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.noise import derive_seeds
 from t3d.types import Decoding, Generation
 
@@ -49,7 +49,7 @@ class Engine:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         stop_token_ids: Sequence[int] | None = None,
         max_batch_size: int | None = None,
@@ -183,7 +183,7 @@ class Engine:
 
 
 def _make_backend(
-    name: str, model: SDARForCausalLM, max_batch_size: int | None, memory_gib: float | None
+    name: str, model: BlockDiffusionModel, max_batch_size: int | None, memory_gib: float | None
 ) -> PlainEngine | ContinuousEngine:
     if name == "plain":
         return PlainEngine(model, max_batch_size)
@@ -195,13 +195,13 @@ def _make_backend(
     return ContinuousEngine(model, max_batch_size, memory_gib)
 
 
-def default_backend(model: SDARForCausalLM) -> str:
+def default_backend(model: BlockDiffusionModel) -> str:
     """The faster backend for a model where it lies."""
     return "continuous" if model.device.type == "cuda" and why_unsupported(model) is None else "plain"
 
 
 @contextmanager
-def _eval_mode(model: SDARForCausalLM) -> Iterator[None]:
+def _eval_mode(model: BlockDiffusionModel) -> Iterator[None]:
     """No dropout while decoding, even when a trainer lends its model."""
     was_training = model.training
     model.eval()

@@ -21,7 +21,7 @@ from t3d.engine.continuous.memory import plan_budget
 from t3d.engine.continuous.sequence import Sequence
 from t3d.engine.request import Request, check_request
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.types import Decoding, Generation
 
 PREFILL_TOKENS = 2**11
@@ -110,7 +110,7 @@ class AsyncEngine:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionModel,
         stop_token_ids: Tokens[int] | None = None,
         max_batch_size: int | None = None,
         max_positions: int | None = None,

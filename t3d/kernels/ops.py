@@ -42,13 +42,13 @@ Normed = Any
 
 
 class Ops(Protocol):
-    """The steps of a Qwen3 layer; norms are RMSNorm, linear layers have no bias, weights are [O, K]."""
+    """The steps of a layer of Llama, Qwen2 or Qwen3; norms are RMSNorm, weights are [O, K]."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, num_outputs: int) -> Normed:
         """The norm of [N, K], for a linear layer of so many outputs."""
         ...
 
-    def linear(self, x: Normed, weight: Tensor, eps: float) -> Tensor:
+    def linear(self, x: Normed, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:
         """A linear layer of normed inputs: [N, K] -> [N, O]; `eps` is the norm's, for `x` may not be divided yet."""
         ...
 
@@ -69,8 +69,8 @@ class Ops(Protocol):
     def rope_and_store(
         self,
         qkv: Tensor,
-        q_norm_weight: Tensor,
-        k_norm_weight: Tensor,
+        q_norm_weight: Tensor | None,
+        k_norm_weight: Tensor | None,
         eps: float,
         cos: Tensor,
         sin: Tensor,
@@ -96,9 +96,9 @@ class TorchOps:
         """See `Ops`."""
         return rms_norm(x, weight, eps)
 
-    def linear(self, x: Normed, weight: Tensor, eps: float) -> Tensor:
+    def linear(self, x: Normed, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:
         """See `Ops`."""
-        return functional.linear(x, weight)
+        return functional.linear(x, weight, bias)
 
     def gated_linear(self, x: Normed, weight: Tensor, eps: float) -> Tensor:
         """See `Ops`."""
@@ -133,7 +133,7 @@ class TorchOps:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Qwen3's RMSNorm of [N, K] (arXiv:1910.07467): normed in float32, rounded, then times the weight."""
+    """The models' RMSNorm of [N, K] (arXiv:1910.07467): normed in float32, rounded, then times the weight."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)

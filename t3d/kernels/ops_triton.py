@@ -40,11 +40,11 @@ class TritonOps:
             return begin_norm(x, weight)
         return rms_norm(x, weight, eps)
 
-    def linear(self, x: Tensor | Normed, weight: Tensor, eps: float) -> Tensor:
+    def linear(self, x: Tensor | Normed, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:
         """See `Ops`."""
         if isinstance(x, Normed):
-            return norm_linear(x, eps, weight)
-        return functional.linear(x, weight)
+            return norm_linear(x, eps, weight, bias)
+        return functional.linear(x, weight, bias)
 
     def gated_linear(self, x: Tensor | Normed, weight: Tensor, eps: float) -> Tensor:
         """See `Ops`."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 def rope_and_store_reference(
     qkv: Tensor,
-    q_norm_weight: Tensor,
-    k_norm_weight: Tensor,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
     eps: float,
     cos: Tensor,
     sin: Tensor,
@@ -25,13 +25,13 @@ def rope_and_store_reference(
 ) -> Tensor:
     """Norm and rotate each query and key head, store keys and values into the cache, return the queries.
 
-    Qwen3's order: RMSNorm over a head's D numbers, then rotary embedding of its halves,
+    Qwen3's order: RMSNorm over a head's D numbers (Llama and Qwen2 have none), then rotary embedding of its halves,
     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) (RoFormer, arXiv:2104.09864, section 3.4.2, with paired halves).
     All in float32 (float64 stays), rounded once.
 
     Args:
         qkv: float [N, (G * H + 2 * H) * D], contiguous: query heads, key heads, value heads.
-        q_norm_weight, k_norm_weight: float [D].
+        q_norm_weight, k_norm_weight: float [D]; None, both of them, where heads are not normed.
         eps: added to the mean square.
         cos, sin: float32 [max_positions, D / 2].
         positions: int32 [N], absolute.
@@ -51,9 +51,10 @@ def rope_and_store_reference(
     return _norm_and_rotate(query, q_norm_weight, eps, *rotation)
 
 
-def _norm_and_rotate(heads: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """RMSNorm, then rotary embedding, of float [N, heads, D]; `cos` and `sin` are [N, 1, D / 2]."""
+def _norm_and_rotate(heads: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """RMSNorm, if any, then rotary embedding, of float [N, heads, D]; `cos` and `sin` are [N, 1, D / 2]."""
     wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
-    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight
-    low, high = normed.chunk(2, dim=-1)
+    if weight is not None:
+        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight
+    low, high = wide.chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(heads.dtype)

@@ -21,8 +21,8 @@ _FEW_HEADS_WARPS, _MANY_HEADS_WARPS = 1, 4
 
 def rope_and_store(
     qkv: Tensor,
-    q_norm_weight: Tensor,
-    k_norm_weight: Tensor,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
     eps: float,
     cos: Tensor,
     sin: Tensor,
@@ -63,7 +63,7 @@ def rope_and_store(
 @triton.jit
 def _rope_and_store_kernel(
     qkv: tl.tensor,
-    q_norm_weight: tl.tensor,
+    q_norm_weight: tl.tensor,  # None: heads are not normed, and k_norm_weight is None too
     k_norm_weight: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,
@@ -100,16 +100,17 @@ def _rope_and_store_kernel(
 
     low_wide = low.to(tl.float32)
     high_wide = high.to(tl.float32)
-    mean_square = tl.sum(low_wide * low_wide + high_wide * high_wide, axis=1) / (2 * HALF_DIM)
-    inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
-    low_normed = low_wide * inverse_rms * _norm_weight(q_norm_weight, k_norm_weight, dims, is_query)
-    high_normed = high_wide * inverse_rms * _norm_weight(q_norm_weight, k_norm_weight, dims + HALF_DIM, is_query)
+    if q_norm_weight is not None:
+        mean_square = tl.sum(low_wide * low_wide + high_wide * high_wide, axis=1) / (2 * HALF_DIM)
+        inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
+        low_wide = low_wide * inverse_rms * _norm_weight(q_norm_weight, k_norm_weight, dims, is_query)
+        high_wide = high_wide * inverse_rms * _norm_weight(q_norm_weight, k_norm_weight, dims + HALF_DIM, is_query)
 
     angle = tl.load(positions + token).to(tl.int64) * HALF_DIM + dims
     cosine = tl.load(cos + angle)[None, :]
     sine = tl.load(sin + angle)[None, :]
-    low_rotated = (low_normed * cosine - high_normed * sine).to(qkv.dtype.element_ty)
-    high_rotated = (high_normed * cosine + low_normed * sine).to(qkv.dtype.element_ty)
+    low_rotated = (low_wide * cosine - high_wide * sine).to(qkv.dtype.element_ty)
+    high_rotated = (high_wide * cosine + low_wide * sine).to(qkv.dtype.element_ty)
     tl.store(keys + cell, low_rotated, mask=is_key)
     tl.store(keys + cell + HALF_DIM, high_rotated, mask=is_key)
     target = query + (token * QUERY_HEADS + heads)[:, None] * (2 * HALF_DIM) + dims[None, :]

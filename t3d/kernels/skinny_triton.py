@@ -20,19 +20,22 @@ from t3d.kernels.layers_triton import Normed
 from t3d.kernels.skinny_launch import Config, Kind, choose_config, padded_tokens
 
 
-def norm_linear(x: Normed, eps: float, weight: Tensor, config: Config | None = None) -> Tensor:
-    """RMSNorm's division and a linear layer in one launch: `x.scaled @ weight.T / rms`, divided in float32.
+def norm_linear(
+    x: Normed, eps: float, weight: Tensor, bias: Tensor | None = None, config: Config | None = None
+) -> Tensor:
+    """RMSNorm's division and a linear layer in one launch: `x.scaled @ weight.T / rms + bias`, all in float32.
 
     Args:
         x: of N <= 32 tokens and K inputs, from `begin_norm` or `linear_add_norm_`.
         eps: added to the mean square.
         weight: float [O, K], contiguous.
+        bias: float [O], contiguous.
         config: other than the table's, to measure it.
 
     Returns:
         float [N, O].
     """
-    return _norm_linear("norm", x, eps, weight, weight.shape[0], config)
+    return _norm_linear("norm", x, eps, weight, bias, weight.shape[0], config)
 
 
 def norm_gated_linear(x: Normed, eps: float, weight: Tensor, config: Config | None = None) -> Tensor:
@@ -47,7 +50,7 @@ def norm_gated_linear(x: Normed, eps: float, weight: Tensor, config: Config | No
     Returns:
         float [N, I].
     """
-    return _norm_linear("gated", x, eps, weight, weight.shape[0] // 2, config)
+    return _norm_linear("gated", x, eps, weight, None, weight.shape[0] // 2, config)
 
 
 def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, config: Config | None = None) -> Tensor:
@@ -86,7 +89,9 @@ def linear_add_norm_(
     return Normed(scaled, square_sums)
 
 
-def _norm_linear(kind: Kind, x: Normed, eps: float, weight: Tensor, num_outputs: int, config: Config | None) -> Tensor:
+def _norm_linear(
+    kind: Kind, x: Normed, eps: float, weight: Tensor, bias: Tensor | None, num_outputs: int, config: Config | None
+) -> Tensor:
     num_tokens, num_inputs = x.scaled.shape
     config = config or choose_config(kind, num_tokens, num_outputs, num_inputs, weight.dtype)
     output = torch.empty(num_tokens, num_outputs, dtype=weight.dtype, device=weight.device)
@@ -95,6 +100,7 @@ def _norm_linear(kind: Kind, x: Normed, eps: float, weight: Tensor, num_outputs:
         x.scaled,
         x.square_sums,
         weight,
+        bias,
         output,
         num_tokens,
         num_outputs,
@@ -185,6 +191,7 @@ def _norm_linear_kernel(
     scaled_ptr: tl.tensor,
     square_sums_ptr: tl.tensor,
     weight_ptr: tl.tensor,
+    bias_ptr: tl.tensor,  # None: there is none
     output_ptr: tl.tensor,
     num_tokens: tl.tensor,
     num_outputs: tl.tensor,
@@ -224,6 +231,8 @@ def _norm_linear_kernel(
             up_acc = _add_product(up_acc, up_weights, x)
     inverse_rms = tl.rsqrt(tl.sum(square_sums, axis=0) / NUM_INPUTS + eps)[None, :]
     result = tl.sum(acc, axis=0) * inverse_rms
+    if bias_ptr is not None:
+        result += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
     if IS_GATED:
         result = result * tl.sigmoid(result) * (tl.sum(up_acc, axis=0) * inverse_rms)
     output_ptrs = output_ptr + tokens[None, :] * num_outputs + outputs[:, None]

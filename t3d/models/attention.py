@@ -85,10 +85,10 @@ def two_copy_mask(position_ids: Tensor, document_ids: Tensor, copy_ids: Tensor, 
     return same_document & (sees_clean | sees_noisy)
 
 
-def as_attention_mask(sees: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A bool mask [N, Q, S] in the form that transformers' decoder takes without touching it.
+def as_attention_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask [N, Q, S] in the form that transformers' decoders take without touching it: float [N, 1, Q, S].
 
     Additive, and made once a forward: kernels would convert a bool mask in every layer, and "eager" adds what it gets.
     """
     additive = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, -torch.inf)
-    return {"full_attention": additive[:, None]}
+    return additive[:, None]

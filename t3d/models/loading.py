@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import RequestError, WorkError
-from t3d.models.sdar import SDARConfig, SDARForCausalLM
+from t3d.models.families import FAMILIES
+from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILT_IN = ("story-mini", "story-small")
@@ -24,13 +25,12 @@ BUILT_IN = ("story-mini", "story-small")
 BUILT_IN_TOKENIZER = "story-tokenizer"
 """The built-in task's tokenizer, for training a model on it from random weights."""
 
-FAMILIES: dict[str, tuple[type[SDARConfig], type[SDARForCausalLM]]] = {"sdar": (SDARConfig, SDARForCausalLM)}
-"""`model_type` of a config -> the classes that read it."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_TYPES = ("cpu", "cuda")
 ATTENTIONS = ("sdpa", "eager")
 FINGERPRINT_SAMPLES = 1024
+ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose frequencies do not depend on the length of the sequence, so that a cached key stays right."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name; anything else is a folder that is not there
 
 transformers_logging.disable_progress_bar()
@@ -84,7 +84,7 @@ def resolve_model(name: str | Path) -> str:
     return str(name)
 
 
-def load_config(name: str | Path, revision: str | None = None) -> SDARConfig:
+def load_config(name: str | Path, revision: str | None = None) -> BlockDiffusionConfig:
     """The config of a model folder or hub id; code that the config names is never run.
 
     Raises:
@@ -95,19 +95,20 @@ def load_config(name: str | Path, revision: str | None = None) -> SDARConfig:
     if not ((folder / "config.json").exists() if folder.is_dir() else _HUB_ID.fullmatch(source)):
         raise RequestError(_not_found(name, FileNotFoundError(source)))  # transformers would make up an empty config
     try:
-        fields, _ = SDARConfig.get_config_dict(source, revision=revision)
+        fields, _ = BlockDiffusionConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no mapping
         raise RequestError(_not_found(name, error)) from error
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
         raise RequestError(
-            f"model {name}: model_type {model_type!r} is not supported (known: {', '.join(sorted(FAMILIES))})"
+            f"model {name}: model_type {model_type!r} is not supported (known: {', '.join(sorted(FAMILIES))}; "
+            "an autoregressive model becomes one of these by t3d convert --from-ar)"
         )
     config_class, _ = FAMILIES[model_type]
     try:
         config = config_class.from_dict(fields)
     except Exception as error:  # transformers validates fields with several exception types
-        raise RequestError(f"model {name}: config.json is not valid: {_one_line(error)}") from error
+        raise RequestError(f"model {name}: config.json is not valid: {one_line(error)}") from error
     _check_config(config, name, revision)
     return config
 
@@ -118,7 +119,7 @@ def load_model(
     device: str | torch.device | None = None,
     attention: str = "sdpa",
     revision: str | None = None,
-) -> SDARForCausalLM:
+) -> BlockDiffusionModel:
     """A block-diffusion model from a folder, the hub, or the package ("story-mini").
 
     Args:
@@ -152,12 +153,14 @@ def load_model(
             ignore_mismatched_sizes=True,  # they come back in `info`, and are refused below in one line
         )
     except Exception as error:  # safetensors, OSError, RuntimeError: whatever made the weights unreadable
-        raise RequestError(f"model {name}: its weights cannot be read: {_one_line(error)}") from error
-    _check_weights(name, info)
+        raise RequestError(f"model {name}: its weights cannot be read: {one_line(error)}") from error
+    check_weights(name, info)
     return model.to(target).eval()
 
 
-def save_model(model: SDARForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+def save_model(
+    model: BlockDiffusionModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them.
 
     Raises:
@@ -168,7 +171,7 @@ def save_model(model: SDARForCausalLM, folder: str | Path, tokenizer: PreTrained
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
-        raise WorkError(f"model {folder}: cannot be written: {_one_line(error)}") from error
+        raise WorkError(f"model {folder}: cannot be written: {one_line(error)}") from error
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -180,7 +183,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     try:
         return AutoTokenizer.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
     except Exception as error:  # a missing or broken tokenizer surfaces as many types
-        raise RequestError(f"model {name}: no tokenizer can be read there: {_one_line(error)}") from error
+        raise RequestError(f"model {name}: no tokenizer can be read there: {one_line(error)}") from error
 
 
 def has_tokenizer(name: str | Path) -> bool:
@@ -189,7 +192,7 @@ def has_tokenizer(name: str | Path) -> bool:
     return not folder.is_dir() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
 
-def stop_token_ids(model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
+def stop_token_ids(model: BlockDiffusionModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
     """Every id that ends a response: `generation_config`'s, the config's and the tokenizer's, sorted."""
     found: set[int] = set()
     generation = getattr(model, "generation_config", None)
@@ -205,7 +208,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
-def model_fingerprint(model: SDARForCausalLM) -> str:
+def model_fingerprint(model: BlockDiffusionModel) -> str:
     """16 hex digits of a model's names, shapes and a sample of every weight: any training step changes it."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
@@ -220,7 +223,7 @@ def _sample(tensor: Tensor) -> Tensor:
     return flat[::stride].float().cpu()
 
 
-def _check_config(config: SDARConfig, name: str | Path, revision: str | None) -> None:
+def _check_config(config: BlockDiffusionConfig, name: str | Path, revision: str | None) -> None:
     if config.mask_token_id is None:
         config.mask_token_id = _mask_id_of_tokenizer(name, revision)
     if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < config.vocab_size:
@@ -229,8 +232,22 @@ def _check_config(config: SDARConfig, name: str | Path, revision: str | None) ->
         )
     if not isinstance(config.block_size, int) or config.block_size < 1:
         raise RequestError(f"model {name}: block_size must be a number from 1 on, not {config.block_size!r}")
-    if any(kind != "full_attention" for kind in config.layer_types or ()):
+    check_layers(config, name)
+
+
+def check_layers(config: BlockDiffusionConfig, name: str | Path) -> None:
+    """Refuse layers that blocks cannot be decoded with.
+
+    Raises:
+        RequestError: sliding windows, or a rotary embedding that changes with the length.
+    """
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         raise RequestError(f"model {name}: sliding-window layers cannot decode blocks; use full attention")
+    rotary_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rotary_type not in ROTARY_TYPES:
+        raise RequestError(
+            f"model {name}: rotary embedding of type {rotary_type!r} is not supported: use {', '.join(ROTARY_TYPES)}"
+        )
 
 
 def _mask_id_of_tokenizer(name: str | Path, revision: str | None) -> int:
@@ -245,7 +262,8 @@ def _mask_id_of_tokenizer(name: str | Path, revision: str | None) -> int:
     return mask_id
 
 
-def _check_weights(name: str | Path, info: dict) -> None:
+def check_weights(name: str | Path, info: dict) -> None:
+    """Refuse what transformers would replace by random weights; `info` is its `output_loading_info`."""
     for kind, what in (
         ("mismatched_keys", "of another shape than config.json says"),
         ("missing_keys", "missing"),
@@ -263,13 +281,14 @@ def _not_found(name: str | Path, error: Exception) -> str:
     if path.is_dir() and not (path / "config.json").exists():
         return f"model {name}: the folder holds no config.json"
     if path.is_dir():
-        return f"model {name}: config.json cannot be read: {_one_line(error)}"
+        return f"model {name}: config.json cannot be read: {one_line(error)}"
     return (
         f"model {name}: not a folder, not one of {', '.join(BUILT_IN)}, and the hub did not give it "
         "(check the spelling and the network, or download it first)"
     )
 
 
-def _one_line(error: Exception, limit: int = 200) -> str:
+def one_line(error: Exception, limit: int = 200) -> str:
+    """What a library's exception says, fit for a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.config import AdapterConfig, Recipe
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM, save_model
+from t3d.models import BlockDiffusionModel, save_model
 from t3d.training.copying import copy_model
 from t3d.training.precision import compute_dtype, trained_dtype
 from t3d.training.quantization import is_quantized, quantize_layers, unpacked_weight
@@ -41,7 +41,9 @@ class AdaptedStudent(Student):
         super().__init__(adapted.get_base_model())
         self._adapted = adapted
 
-    def exported(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> SDARForCausalLM:
+    def exported(
+        self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ) -> BlockDiffusionModel:
         """As the base class; layers are merged one after another, in float32 at least, and then rounded to `dtype`.
 
         None is float32: bfloat16 would round away again most of what was learned.
@@ -70,7 +72,7 @@ class AdaptedStudent(Student):
             raise WorkError(f"adapter {folder.parent / FOLDER}: cannot be written: {reason}") from error
 
 
-def adapted_student(model: SDARForCausalLM, recipe: Recipe, device: torch.device) -> AdaptedStudent:
+def adapted_student(model: BlockDiffusionModel, recipe: Recipe, device: torch.device) -> AdaptedStudent:
     """A model with the recipe's adapters beside its frozen weights, in training mode on the device.
 
     Raises:
@@ -86,7 +88,7 @@ def adapted_student(model: SDARForCausalLM, recipe: Recipe, device: torch.device
     return AdaptedStudent(adapted)
 
 
-def add_adapters(model: SDARForCausalLM, adapter: AdapterConfig, held_in: torch.dtype, seed: int) -> PeftModel:
+def add_adapters(model: BlockDiffusionModel, adapter: AdapterConfig, held_in: torch.dtype, seed: int) -> PeftModel:
     """Put adapters into the model, in place; all else is frozen. They change nothing yet.
 
     Args:
@@ -120,7 +122,7 @@ def add_adapters(model: SDARForCausalLM, adapter: AdapterConfig, held_in: torch.
     return adapted
 
 
-def _leave_inputs_to_autocast(model: SDARForCausalLM) -> None:
+def _leave_inputs_to_autocast(model: BlockDiffusionModel) -> None:
     """Hand adapters a layer's bfloat16 input as it is: autocast, under which the learner runs, rounds their weights.
 
     peft would turn it into their float32 first, and autocast back into bfloat16: a copy for every adapter, kept for the
@@ -131,7 +133,7 @@ def _leave_inputs_to_autocast(model: SDARForCausalLM) -> None:
             layer.cast_input_dtype_enabled = False
 
 
-def _check_targets(model: SDARForCausalLM, targets: tuple[str, ...]) -> None:
+def _check_targets(model: BlockDiffusionModel, targets: tuple[str, ...]) -> None:
     linears = [name for name, layer in model.model.named_modules() if isinstance(layer, nn.Linear)]
     unknown = [name for name in targets if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
     if unknown or not targets:
@@ -140,7 +142,7 @@ def _check_targets(model: SDARForCausalLM, targets: tuple[str, ...]) -> None:
         raise RequestError(f"model.adapter.targets: {what}; the model has {known}")
 
 
-def _plain_layers(model: SDARForCausalLM, place: Callable[[Tensor], Tensor]) -> dict[nn.Module, nn.Module]:
+def _plain_layers(model: BlockDiffusionModel, place: Callable[[Tensor], Tensor]) -> dict[nn.Module, nn.Module]:
     """Layer that is adapted or quantised -> the plain one that does the same, its weight put where `place` says."""
     plain: dict[nn.Module, nn.Module] = {}
     inner: set[nn.Module] = set()

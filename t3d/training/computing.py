@@ -10,7 +10,7 @@ import torch
 
 from t3d.config import Recipe
 from t3d.errors import RequestError
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 from t3d.models.flex import SMALLEST_HEAD
 
 
@@ -30,7 +30,7 @@ class Computing:
 PLAIN = Computing()
 
 
-def computing_of(recipe: Recipe, config: SDARConfig, device: torch.device) -> Computing:
+def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.device) -> Computing:
     """The fast way where the device has it, unless the recipe says otherwise.
 
     Raises:

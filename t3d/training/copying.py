@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 
 
 def copy_model(
-    model: SDARForCausalLM,
+    model: BlockDiffusionModel,
     convert: Callable[[Tensor], Tensor],
     replaced: Mapping[nn.Module, nn.Module] | None = None,
-) -> SDARForCausalLM:
+) -> BlockDiffusionModel:
     """A copy in eval mode whose weights are what `convert` makes of the model's, tied ones once.
 
     At no time is there more than the model and its converted copy. Buffers are copied as they are: the rotary

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from t3d.corruption import PackedBatch
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.models.scoring import CHUNK_LOGITS
 from t3d.training.scorer import Scorer
 
@@ -24,7 +24,7 @@ SAFE_SHARE = 0.92
 """Of what is free; the rest is lost between blocks of the allocator."""
 
 
-def checkpoint_layers(model: SDARForCausalLM, count: int) -> None:
+def checkpoint_layers(model: BlockDiffusionModel, count: int) -> None:
     """The first `count` layers forget their activations from now on, the others keep them."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for index, layer in enumerate(model.model.layers):
@@ -84,7 +84,7 @@ def free_bytes(device: torch.device) -> int:
     return min(free, capped) + reserved - allocated
 
 
-def bytes_to_come(model: SDARForCausalLM, optimizer: Optimizer) -> int:
+def bytes_to_come(model: BlockDiffusionModel, optimizer: Optimizer) -> int:
     """Beside activations, before the end of the first step: gradients, the optimizer's state, the LM head's scratch."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     gradients = sum(weight.nbytes for weight in trained if weight.grad is None)

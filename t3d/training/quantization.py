@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 
 
-def quantize_layers(model: SDARForCausalLM, compute_dtype: torch.dtype, device: torch.device) -> None:
+def quantize_layers(model: BlockDiffusionModel, compute_dtype: torch.dtype, device: torch.device) -> None:
     """Hold the linear layers of the decoder in NF4, doubly quantised; embeddings, norms and the LM head stay.
 
     In place, and one layer after another, so that the device never holds the unrounded layers together.

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from t3d.config import Recipe
 from t3d.errors import RequestError
+from t3d.objectives import build_objective
 
 
 def check_training(recipe: Recipe) -> None:
@@ -14,6 +15,7 @@ def check_training(recipe: Recipe) -> None:
     Raises:
         RequestError: keys that exclude each other, or an optional package that is not installed.
     """
+    _check_objective(recipe)
     model, form = recipe.model, recipe.reference.form
     if form == "adapter" and model.adapter is None:
         raise RequestError("reference.form adapter: needs model.adapter; choose copy or offload, or train adapters")
@@ -30,6 +32,15 @@ def check_training(recipe: Recipe) -> None:
         check_package("bitsandbytes", f"model.quantize {model.quantize}")
     if recipe.optim.optimizer == "adamw_8bit":
         check_package("torchao", "optim.optimizer adamw_8bit")
+
+
+def _check_objective(recipe: Recipe) -> None:
+    objective = build_objective(recipe.objective.name, **recipe.objective.options)
+    if objective.with_complement and recipe.optim.examples_per_step % 2:
+        raise RequestError(
+            f"optim.examples_per_step {recipe.optim.examples_per_step}: must be even: {recipe.objective.name} trains a "
+            "row with a random mask and with its complement in the same step"
+        )
 
 
 def check_package(name: str, needed_by: str) -> None:

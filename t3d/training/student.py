@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from t3d.config import Recipe
-from t3d.models import SDARForCausalLM, load_model, random_model, save_model
+from t3d.models import BlockDiffusionModel, load_model, random_model, save_model
 from t3d.training.copying import copy_model
 from t3d.training.precision import loaded_dtype
 from t3d.training.requirements import check_training
@@ -23,14 +23,16 @@ class Student:
         model: what forward passes run.
     """
 
-    def __init__(self, model: SDARForCausalLM) -> None:
+    def __init__(self, model: BlockDiffusionModel) -> None:
         self.model = model
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, by name, each once."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
-    def exported(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> SDARForCausalLM:
+    def exported(
+        self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ) -> BlockDiffusionModel:
         """A plain copy in eval mode that shares no memory with what is trained.
 
         Args:
@@ -67,7 +69,7 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: to
         RequestError: no such model, or it cannot be trained as the recipe asks.
     """
 
-    def load(dtype: torch.dtype) -> SDARForCausalLM:
+    def load(dtype: torch.dtype) -> BlockDiffusionModel:
         if recipe.model.init is not None:
             return hold_in(dtype, random_model(recipe.model.init, tokenizer, seed=recipe.seed))
         assert recipe.model.source is not None
@@ -76,7 +78,7 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: to
     return make_student(load, recipe, device)
 
 
-def make_student(load: Callable[[torch.dtype], SDARForCausalLM], recipe: Recipe, device: torch.device) -> Student:
+def make_student(load: Callable[[torch.dtype], BlockDiffusionModel], recipe: Recipe, device: torch.device) -> Student:
     """The student that a recipe makes of a model, in training mode, on its device.
 
     Args:
@@ -96,7 +98,7 @@ def make_student(load: Callable[[torch.dtype], SDARForCausalLM], recipe: Recipe,
     return adapted_student(model, recipe, device)
 
 
-def hold_in(dtype: torch.dtype, model: SDARForCausalLM) -> SDARForCausalLM:
+def hold_in(dtype: torch.dtype, model: BlockDiffusionModel) -> BlockDiffusionModel:
     """The model itself, its weights now in this dtype; buffers (the rotary frequencies) stay in theirs."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)

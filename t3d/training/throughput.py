@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from t3d.corruption import PackedBatch
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionConfig
 
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 """FLOP/s of dense bf16 products by the vendor's data sheets (SXM parts), for names that hold the key."""
@@ -46,7 +46,7 @@ def work_of(batches: Iterable[PackedBatch]) -> Work:
     )
 
 
-def forward_flops(config: SDARConfig, work: Work) -> float:
+def forward_flops(config: BlockDiffusionConfig, work: Work) -> float:
     """Floating-point operations of one forward: two for each multiply-add of the products."""
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -56,7 +56,7 @@ def forward_flops(config: SDARConfig, work: Work) -> float:
     return products + attention + 2.0 * config.vocab_size * config.hidden_size * work.num_scored
 
 
-def training_flops(config: SDARConfig, work: Work, *, has_reference: bool, trains_all: bool) -> float:
+def training_flops(config: BlockDiffusionConfig, work: Work, *, has_reference: bool, trains_all: bool) -> float:
     """Of a training step: the student's forward, its backward (twice a forward), the reference's forward.
 
     Adapters leave out the gradients of the weights that they stand beside: their backward is one forward's worth.

@@ -22,7 +22,7 @@ from t3d.engine.continuous.state import Row, State
 from t3d.engine.continuous.steps import Event, Report
 from t3d.engine.request import Request
 from t3d.errors import RequestError
-from t3d.models import SDARForCausalLM, mask_token_id
+from t3d.models import BlockDiffusionModel, mask_token_id
 
 
 class Core:
@@ -39,7 +39,7 @@ class Core:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionModel,
         block_size: int,
         budget: Budget,
         num_stop_tokens: int,
@@ -87,7 +87,7 @@ class Core:
         return self._scheduler.num_pages_in_use / max(1, self.budget.num_pages - 1)
 
     def serves(
-        self, model: SDARForCausalLM, block_size: int, num_slots: int, num_positions: int, num_stop_tokens: int
+        self, model: BlockDiffusionModel, block_size: int, num_slots: int, num_positions: int, num_stop_tokens: int
     ) -> bool:
         """Whether this core is idle and would do for requests like these."""
         return (
@@ -315,6 +315,6 @@ def _slot(sequence: Sequence) -> int:
     return sequence.slot
 
 
-def _addresses(model: SDARForCausalLM) -> tuple[int, ...]:
+def _addresses(model: BlockDiffusionModel) -> tuple[int, ...]:
     """Where the weights lie: a model that was moved or converted needs a new core, one that was trained does not."""
     return tuple(parameter.data_ptr() for parameter in model.parameters())

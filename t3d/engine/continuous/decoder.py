@@ -1,4 +1,4 @@
-"""The transformer over a flat list of tokens whose keys and values lie in pages: Qwen3's arithmetic, fewer kernels.
+"""The transformer over a flat list of tokens whose keys and values lie in pages: the model's arithmetic, fewer kernels.
 
 The weights are the model's own. Those that are used together (q, k, v; gate, up) are laid behind each other once, and
 the model's parameters become views of that, so that nothing is held twice and training or loading the model still
@@ -11,14 +11,21 @@ intermediate size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from t3d.engine.continuous.pages import PagedCache
 from t3d.kernels.ops import Attention, Ops
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
+
+LAYERS = (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+"""What can be decoded here: they differ in norms of query and key heads and in biases, which `_layer_weights` finds."""
+MAY_HAVE_BIAS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,9 @@ class LayerWeights:
 
     Attributes:
         input_norm, post_norm: [K].
-        q_norm, k_norm: [D].
         qkv: [(G * H + 2 * H) * D, K].
+        qkv_bias: [(G * H + 2 * H) * D], or None.
+        q_norm, k_norm: [D], or None.
         output: [K, G * H * D].
         gate_up: [2 * I, K] gate first.
         down: [K, I].
@@ -36,15 +44,16 @@ class LayerWeights:
 
     input_norm: Tensor
     qkv: Tensor
-    q_norm: Tensor
-    k_norm: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
     output: Tensor
     post_norm: Tensor
     gate_up: Tensor
     down: Tensor
 
 
-def why_unsupported(model: SDARForCausalLM) -> str | None:
+def why_unsupported(model: BlockDiffusionModel) -> str | None:
     """What keeps a model from being decoded here, or None; the plain engine runs whatever transformers runs."""
     config = model.config
     if config.hidden_act != "silu":
@@ -52,11 +61,13 @@ def why_unsupported(model: SDARForCausalLM) -> str | None:
     if getattr(config, "use_sliding_window", False):
         return "it has sliding-window attention"
     for layer in model.model.layers:
-        if type(layer) is not Qwen3DecoderLayer:
+        if type(layer) not in LAYERS:
             return f"its layers are {type(layer).__name__}"
         for name, module in layer.named_modules():
-            if name.endswith("_proj") and (type(module) is not nn.Linear or module.bias is not None):
-                return f"{name} is not a plain linear layer without bias"
+            if name.endswith("_proj") and type(module) is not nn.Linear:
+                return f"{name} is not a plain linear layer"
+            if name.endswith("_proj") and module.bias is not None and name not in MAY_HAVE_BIAS:
+                return f"{name} has a bias"
     return None
 
 
@@ -70,7 +81,7 @@ class Decoder:
         max_positions: of any request.
     """
 
-    def __init__(self, model: SDARForCausalLM, cache: PagedCache, ops: Ops, max_positions: int) -> None:
+    def __init__(self, model: BlockDiffusionModel, cache: PagedCache, ops: Ops, max_positions: int) -> None:
         config = model.config
         self._cache = cache
         self._ops = ops
@@ -110,7 +121,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             is_last = index == len(self._layers) - 1
             keys, values = self._cache.keys[index], self._cache.values[index]
-            qkv = ops.linear(normed, layer.qkv, eps)
+            qkv = ops.linear(normed, layer.qkv, eps, layer.qkv_bias)
             query = ops.rope_and_store(
                 qkv, layer.q_norm, layer.k_norm, eps, self._cos, self._sin, positions, places, keys, values
             )
@@ -132,29 +143,33 @@ class Decoder:
         return self._ops.linear(normed, self._head, self._eps)
 
 
-def _layer_weights(layer: Qwen3DecoderLayer) -> LayerWeights:
+def _layer_weights(layer: Any) -> LayerWeights:
+    """The parameters of one of `LAYERS`."""
     attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    has_bias, has_norms = attention.q_proj.bias is not None, hasattr(attention, "q_norm")
     return LayerWeights(
         input_norm=layer.input_layernorm.weight,
-        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
-        q_norm=attention.q_norm.weight,
-        k_norm=attention.k_norm.weight,
+        qkv=_joined([projection.weight for projection in projections]),
+        qkv_bias=_joined([projection.bias for projection in projections]) if has_bias else None,
+        q_norm=attention.q_norm.weight if has_norms else None,
+        k_norm=attention.k_norm.weight if has_norms else None,
         output=attention.o_proj.weight,
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+        gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight,
     )
 
 
-def _joined(*linears: nn.Linear) -> Tensor:
-    """The weights of several layers as one tensor, of which they become views (they stay so when joined again)."""
-    weights = [linear.weight.data for linear in linears]
-    rows, width = [len(weight) for weight in weights], weights[0].shape[1]
+def _joined(parameters: list[nn.Parameter]) -> Tensor:
+    """Parameters behind each other as one tensor, of which they become views (they stay so when joined again)."""
+    weights = [parameter.data for parameter in parameters]
+    rows = [len(weight) for weight in weights]
     if _lie_behind_each_other(weights):
-        return weights[0].as_strided((sum(rows), width), (width, 1))
+        return weights[0].as_strided((sum(rows), *weights[0].shape[1:]), weights[0].stride())
     joined = torch.cat(weights)
-    for linear, part in zip(linears, joined.split(rows), strict=True):
-        linear.weight.data = part
+    for parameter, part in zip(parameters, joined.split(rows), strict=True):
+        parameter.data = part
     return joined
 
 

@@ -10,7 +10,7 @@ from t3d.engine.continuous.counters import Counters
 from t3d.engine.continuous.memory import MAX_SLOTS, PREFILL_TOKENS, plan_budget
 from t3d.engine.continuous.sequence import OnBlock, Sequence
 from t3d.engine.request import Request
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.types import Generation
 
 
@@ -33,7 +33,7 @@ class ContinuousEngine:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionModel,
         max_batch_size: int | None = None,
         memory_gib: float | None = None,
         prefill_tokens: int = PREFILL_TOKENS,

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from t3d.engine.continuous.pages import PAGE_SIZE, bytes_per_page, num_pages_for
 from t3d.errors import RequestError
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 
 MAX_SLOTS = 256
 PREFILL_TOKENS = 2**13
@@ -37,7 +37,7 @@ class Budget:
 
 
 def plan_budget(
-    model: SDARForCausalLM,
+    model: BlockDiffusionModel,
     block_size: int,
     num_positions: int,
     num_slots: int | None = None,
@@ -76,7 +76,7 @@ def plan_budget(
 
 
 def _bytes_for_pages(
-    model: SDARForCausalLM, block_size: int, num_slots: int, memory_gib: float | None, prefill_tokens: int
+    model: BlockDiffusionModel, block_size: int, num_slots: int, memory_gib: float | None, prefill_tokens: int
 ) -> int:
     device = model.device
     if device.type != "cuda":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 from t3d.models.attention import as_attention_mask, block_causal_mask
 
 GROUPED = "t3d_grouped"
@@ -46,7 +46,7 @@ ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
 
 
 @contextmanager
-def grouped(model: SDARForCausalLM) -> Iterator[None]:
+def grouped(model: BlockDiffusionModel) -> Iterator[None]:
     """Run a model that was loaded with "sdpa" with grouped attention; others keep their own."""
     own = model.config._attn_implementation
     if own == "sdpa":
@@ -57,7 +57,7 @@ def grouped(model: SDARForCausalLM) -> Iterator[None]:
         model.config._attn_implementation = own
 
 
-def decoding_mask(model: SDARForCausalLM, query_positions: Tensor, num_keys: int, block_size: int) -> dict[str, Tensor]:
+def decoding_mask(model: BlockDiffusionModel, query_positions: Tensor, num_keys: int, block_size: int) -> Tensor:
     """The block-causal mask over keys 0 .. num_keys-1, as the model's present attention function takes it.
 
     Args:

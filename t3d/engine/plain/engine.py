@@ -10,7 +10,7 @@ from t3d.engine.plain.cache import rows_that_fit
 from t3d.engine.plain.runner import ModelRunner, UncachedRunner, UnfusedRunner
 from t3d.engine.plain.scheduler import Scheduler
 from t3d.engine.request import Request
-from t3d.models import SDARForCausalLM, mask_token_id
+from t3d.models import BlockDiffusionModel, mask_token_id
 from t3d.types import Generation
 
 
@@ -28,7 +28,7 @@ class PlainEngine:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionModel,
         max_batch_size: int | None = None,
         fused_commit: bool = True,
         use_cache: bool = True,

@@ -12,7 +12,7 @@ from t3d.engine.plain.attention import decoding_mask
 from t3d.engine.plain.batch import Batch
 from t3d.engine.plain.cache import KVCache
 from t3d.engine.sampling import Candidates, draw_candidates
-from t3d.models import SDARForCausalLM
+from t3d.models import BlockDiffusionModel
 
 PREFILL_TOKENS = 2**15
 """Prompt tokens, padding included, of one prefill forward."""
@@ -29,7 +29,7 @@ class ModelRunner:
     because under the block-causal mask the finished block's queries do not see the active block.
     """
 
-    def __init__(self, model: SDARForCausalLM, batch: Batch) -> None:
+    def __init__(self, model: BlockDiffusionModel, batch: Batch) -> None:
         self.model = model
         self.batch = batch
         self.cache = KVCache(model.config, batch.num_slots, batch.num_positions, model.dtype, model.device)
@@ -152,7 +152,7 @@ class UncachedRunner(ModelRunner):
     Only denoising forwards are counted: there is nothing to prefill or to commit.
     """
 
-    def __init__(self, model: SDARForCausalLM, batch: Batch) -> None:
+    def __init__(self, model: BlockDiffusionModel, batch: Batch) -> None:
         self.model = model
         self.batch = batch
 
