@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import MASK, VOCAB, noisy_example, random_row
 
 from t3d.config import CorruptionConfig
-from t3d.corruption import TrainingRow, reveal_rank, row_generator
+from t3d.corruption import HIDERS, TrainingRow, pack, reveal_rank, row_generator
 from t3d.corruption.hiding import SMALLEST_HIDDEN_PROBABILITY, hide_by_chance, hide_by_order, ratio_probabilities
 from t3d.models.attention import block_index
 
@@ -119,10 +119,140 @@ def test_ranks_number_each_block(row, block_size):
         assert [ranks[place] for place in slow_order(places, row.reveal_step)] == list(range(len(places)))
 
 
+def test_order_of_reveal_on_another_grid_than_the_rollouts():
+    """Rolled out with B = 4, in which each block had an order of its own; steps count through the response."""
+    steps = np.array([4, 1, 3, 2, 6, 8, 7, 5])
+    positions = np.arange(8)
+    assert reveal_rank(steps, block_index(positions, 4)).tolist() == [3, 0, 2, 1, 1, 3, 2, 0]
+    # inside a smaller block the order of its own tokens is left
+    assert reveal_rank(steps, block_index(positions, 2)).tolist() == [1, 0, 1, 0, 0, 1, 1, 0]
+    # in a larger one the first block comes first
+    assert reveal_rank(steps, block_index(positions, 8)).tolist() == [3, 0, 2, 1, 5, 7, 6, 4]
+
+
+@given(st.integers(0, 9), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+@any_speed
+def test_states_on_a_grid_of_several_blocks_of_the_rollouts(prompt, length, block_size, several, seed):
+    """In a training block that joins blocks of the rollout, no block is touched before the one in front is done."""
+    row = random_row("row", prompt, length, seed)
+    blocks = block_index(prompt + np.arange(length), block_size)
+    decoded = TrainingRow("row", row.prompt_ids, row.response_ids, 100 * blocks + row.reveal_step)
+    example = noisy_example(decoded, block_size=several * block_size, ratios=(0.5,))
+    hidden = hidden_offsets(example, decoded)
+    for places in places_by_block(decoded, several * block_size):
+        begun = [blocks[place] for place in places if place not in hidden]
+        assert not begun or all(blocks[place] >= max(begun) for place in hidden & set(places))
+
+
+# More and more
+
+
+@given(rows(), block_sizes, st.floats(0, 1), st.floats(0.05, 1), st.floats(0, 1))
+@any_speed
+def test_the_floor_of_the_hidden_share_rises(row, block_size, lowest, highest, progress):
+    lowest, highest = min(lowest, highest), max(lowest, highest)
+    example = noisy_example(row, "more_and_more", block_size, progress=progress, rho_min=lowest, rho_max=highest)
+    hidden = hidden_offsets(example, row)
+    floor = lowest + (highest - lowest) * progress
+    for places in places_by_block(row, block_size):
+        number = len(hidden & set(places))
+        assert np.ceil(floor * len(places) - 1e-6) <= number <= np.ceil(highest * len(places))
+        order = slow_order(places, row.reveal_step)
+        assert hidden & set(places) == set(order[len(order) - number :])  # a state of the teacher's
+
+
+def test_hidden_shares_are_drawn_evenly_above_the_floor():
+    """One block of 100 tokens: the share can be read off."""
+    row = random_row("row", 0, 100)
+    for progress, floor in ((0.0, 0.2), (0.5, 0.5), (1.0, 0.8)):
+        options = {"block_size": 100, "progress": progress, "rho_min": 0.2, "rho_max": 0.8, "random_token_share": 0}
+        shares = [
+            len(noisy_example(row, "more_and_more", epoch=epoch, **options).targets) / 100 for epoch in range(400)
+        ]
+        assert min(shares) >= floor
+        assert max(shares) <= 0.8
+        assert np.mean(shares) == pytest.approx((floor + 0.8) / 2 + 0.005, abs=0.04)  # rounded up to whole tokens
+        assert np.std(shares) == pytest.approx((0.8 - floor) / 12**0.5, abs=0.02)
+
+
+def test_the_largest_share_hides_a_whole_block_of_four():
+    """ceil(0.8 * 4) = 4: what one step a block starts from."""
+    row = random_row("row", 4, 8)
+    assert hidden_offsets(noisy_example(row, "more_and_more", progress=1.0), row) == set(range(8))
+
+
+@pytest.mark.parametrize("hider", ["order", "more_and_more"])
+def test_any_hider_on_states_takes_masks_at_random(hider):
+    row, options = random_row("row", 4, 8), {"ratios": (0.5,), "rho_min": 0.5, "rho_max": 0.5}
+    masks = {
+        order: {
+            frozenset(hidden_offsets(noisy_example(row, hider, epoch=e, mask_order=order, **options), row))
+            for e in range(9)
+        }
+        for order in ("trajectory", "reverse", "random")
+    }
+    assert len(masks["trajectory"]) == len(masks["reverse"]) == 1
+    assert set.union(*map(set, masks["trajectory"] | masks["reverse"])) == set(range(8))  # halves of each block
+    assert len(masks["random"]) > 4
+    assert all(len(mask) == 4 for mask in masks["random"])
+
+
+# A mask and its complement
+
+
+@given(rows(), block_sizes, st.sampled_from(sorted(HIDERS)), st.floats(0, 1))
+@any_speed
+def test_the_complement_hides_what_the_mask_shows(row, block_size, hider, progress):
+    options = {"block_size": block_size, "progress": progress, "random_token_share": 0}
+    mask, complement = (noisy_example(row, hider, complement=half, **options) for half in (False, True))
+    assert hidden_offsets(mask, row) ^ hidden_offsets(complement, row) == set(range(len(row.response_ids)))
+    assert hidden_offsets(mask, row) & hidden_offsets(complement, row) == set()
+    assert mask.clean_ids.tolist() == complement.clean_ids.tolist()
+
+
+def test_a_coin_hides_each_token_half_the_time_alone():
+    row = random_row("row", 2, 12)
+    hidden = np.zeros((1000, 12))
+    for epoch in range(1000):
+        example = noisy_example(row, "coin", epoch=epoch)
+        hidden[epoch, list(hidden_offsets(example, row))] = 1
+        assert (example.weights == 1).all()
+    assert hidden.mean(axis=0) == pytest.approx(np.full(12, 0.5), abs=0.08)  # 5 deviations
+    correlations = np.corrcoef(hidden.T)[np.triu_indices(12, 1)]
+    assert np.abs(correlations).max() < 0.16
+
+
+# Turns
+
+
+def test_turns_by_hand():
+    """B = 4, two prompt tokens in the first block: what the teacher reveals next among what is hidden."""
+    row = TrainingRow("row", np.array([2, 3]), np.arange(4, 10), np.array([2, 1, 6, 3, 5, 4]))
+    options = {"row_tokens": None, "block_size": 4, "num_examples_in_step": 2}
+    state = noisy_example(row, ratios=(0.75,), random_token_share=0)
+    assert hidden_offsets(state, row) == {0, 2, 4, 5}  # of 2 the last 1, of 4 the last 3
+    assert pack([state], **options).tokens.turns.tolist() == [0, 2, 1, 0]
+    reverse = noisy_example(row, ratios=(0.75,), mask_order="reverse", random_token_share=0)
+    assert hidden_offsets(reverse, row) == {1, 3, 4, 5}
+    assert pack([reverse], **options).tokens.turns.tolist() == [0, 0, 2, 1]
+    assert pack([state, reverse], **options).tokens.turns.tolist() == [0, 2, 1, 0, 0, 0, 2, 1]
+
+
+@given(rows(), block_sizes, st.sampled_from(sorted(HIDERS)))
+@any_speed
+def test_turns_number_the_hidden_tokens_of_each_block(row, block_size, hider):
+    example = noisy_example(row, hider, block_size)
+    tokens = pack([example], row_tokens=None, block_size=block_size, num_examples_in_step=1).tokens
+    turns = dict(zip(sorted(hidden_offsets(example, row)), tokens.turns.tolist(), strict=True))
+    for places in places_by_block(row, block_size):
+        hidden = [place for place in slow_order(places, row.reveal_step) if place in turns]
+        assert [turns[place] for place in hidden] == list(range(len(hidden)))
+
+
 # Layout
 
 
-@given(rows(), block_sizes, st.sampled_from(["order", "chance"]), st.floats(0, 1))
+@given(rows(), block_sizes, st.sampled_from(sorted(HIDERS)), st.floats(0, 1))
 @any_speed
 def test_layout(row, block_size, hider, share):
     example = noisy_example(row, hider, block_size, random_token_share=share)
@@ -205,7 +335,7 @@ def same_noise(left, right):
     return left.noisy_ids.tolist() == right.noisy_ids.tolist() and left.weights.tolist() == right.weights.tolist()
 
 
-@pytest.mark.parametrize("hider", ["order", "chance"])
+@pytest.mark.parametrize("hider", HIDERS)
 def test_noise_depends_on_seed_epoch_and_row_id_only(hider):
     row = random_row("row", 5, 30)
     first = noisy_example(row, hider)
@@ -235,6 +365,22 @@ def test_ratio_probabilities_by_hand():
     found = ratio_probabilities(CorruptionConfig())
     powers = [1.0, 0.1001129150390625, 0.00390625, 0.0000152587890625]  # 1, .75, .5, .25 to the 8th
     assert found == pytest.approx([power / 1.1040344238281250 for power in powers], abs=1e-12)
+
+
+def test_the_power_of_the_ratios_changes_over_the_run():
+    config = CorruptionConfig(ratios=(1.0, 0.5), ratio_power=-1, final_ratio_power=3)
+    assert ratio_probabilities(config, 0.0) == pytest.approx([1 / 3, 2 / 3])  # 1 to 2
+    assert ratio_probabilities(config, 0.5) == pytest.approx([2 / 3, 1 / 3])  # half way, power 1: 1 to 1/2
+    assert ratio_probabilities(config, 1.0) == pytest.approx([8 / 9, 1 / 9])  # 1 to 1/8
+    still = CorruptionConfig(ratios=(1.0, 0.5), ratio_power=3)
+    assert (ratio_probabilities(still, 0.7) == ratio_probabilities(still)).all()
+
+
+def test_states_follow_the_power_of_the_moment():
+    row, options = random_row("row", 0, 4), {"ratios": (1.0, 0.25), "ratio_power": -50, "final_ratio_power": 50}
+    early, late = ([len(noisy_example(row, epoch=e, progress=p, **options).targets) for e in range(20)] for p in (0, 1))
+    assert set(early) == {1}
+    assert set(late) == {4}
 
 
 def test_ratios_are_drawn_with_these_probabilities():

@@ -17,12 +17,13 @@ from t3d.objectives.path import path_loss, path_weights
 any_speed = settings(deadline=None)
 
 
-def tokens_of(example, ranks=None, weights=None, num_in_step=None, block_size=4):
+def tokens_of(example, ranks=None, weights=None, num_in_step=None, block_size=4, turns=None):
     """`LossTokens` of tokens that belong to the examples listed."""
     number = max(example) + 1
     return LossTokens(
         targets=torch.zeros(len(example), dtype=torch.int64),
         ranks=torch.tensor(ranks if ranks is not None else [0] * len(example)),
+        turns=torch.tensor(turns if turns is not None else [0] * len(example)),
         weights=torch.tensor(weights if weights is not None else [1.0] * len(example)),
         draw_keys=torch.zeros(len(example), dtype=torch.int64),
         example=torch.tensor(example),
@@ -59,6 +60,58 @@ def test_sft_by_hand():
     tokens = tokens_of(EXAMPLE, weights=[0.5, 0.5, 2.0], num_in_step=4)
     loss, _ = build_objective("sft")(scores_of([-1.0, -3.0, -2.0]), tokens)
     assert loss.item() == pytest.approx((0.5 * 1 + 0.5 * 3 + 2 * 2) / 4)
+
+
+def test_redi_is_sft_on_rollouts():
+    tokens = tokens_of(EXAMPLE, weights=[0.5, 0.5, 2.0], num_in_step=4)
+    loss, _ = build_objective("redi")(scores_of([-1.0, -3.0, -2.0]), tokens)
+    assert loss.item() == pytest.approx((0.5 * 1 + 0.5 * 3 + 2 * 2) / 4)
+    assert OBJECTIVES["redi"].needs_trajectories
+    assert not OBJECTIVES["sft"].needs_trajectories
+
+
+@pytest.mark.parametrize("name", ["dparallel", "d3llm"])
+def test_certainty_where_the_argmax_is_right_by_hand(name):
+    """Three examples of a step of four: two of three tokens right, one of one, none of two."""
+    scores = scores_of([-1.0, -3.0, -2.0, -4.0, -1.0, -5.0])
+    scores.argmax = torch.tensor([0, 7, 0, 0, 5, 5])  # the clean token is 0
+    scores.entropy = torch.tensor([0.5, 9.0, 0.1, 0.4, 8.0, 7.0])
+    tokens = tokens_of([0, 0, 0, 1, 2, 2], num_in_step=4)
+    cross_entropy, entropy = (2 + 4 + 3) / 4, (0.3 + 0.4 + 0) / 4
+    loss, metrics = build_objective(name)(scores, tokens)
+    assert metrics["cross_entropy"].item() == pytest.approx(cross_entropy)
+    assert metrics["entropy"].item() == pytest.approx(entropy)
+    assert loss.item() == pytest.approx(cross_entropy + 2 * entropy)
+    loss, _ = build_objective(name, entropy_weight=0.5)(scores, tokens)
+    assert loss.item() == pytest.approx(cross_entropy + 0.5 * entropy)
+
+
+def test_certainty_pulls_at_right_tokens_alone():
+    scores = scores_of([-1.0, -3.0, -2.0])
+    scores.argmax, scores.entropy = torch.tensor([0, 7, 0]), torch.tensor([0.5, 9.0, 0.1], requires_grad=True)
+    build_objective("dparallel")(scores, tokens_of(EXAMPLE))[0].backward()
+    assert scores.entropy.grad.tolist() == [1.0, 0.0, 1.0]  # 2 * 1 / (right tokens 1) / (examples 2)
+
+
+def test_entropy_is_asked_for_at_the_objectives_temperature():
+    assert build_objective("dparallel").needs_entropy_at == 0.5
+    assert build_objective("d3llm", entropy_temperature=0.7).needs_entropy_at == 0.7
+    assert build_objective("t3d").needs_entropy_at is None
+
+
+def test_tad_by_hand():
+    """Example 0: two near tokens and a far one; example 1: near ones only; example 2: a far one only."""
+    scores = scores_of([-1.0, -3.0, -2.0, -4.0, -1.0])
+    scores.divergence = torch.tensor([9.0, 8.0, 0.5, 7.0, 0.3])
+    tokens = tokens_of([0, 0, 0, 1, 2], turns=[1, 0, 2, 1, 3], num_in_step=4)
+    loss, metrics = build_objective("tad")(scores, tokens)
+    assert metrics["near"].item() == pytest.approx((2 + 4 + 0) / 4)
+    assert metrics["far"].item() == pytest.approx((0.5 + 0 + 0.3) / 4)
+    assert loss.item() == pytest.approx((6 + 0.8) / 4)
+    loss, _ = build_objective("tad", delta=1, kl_weight=0.1)(scores, tokens)
+    assert loss.item() == pytest.approx((3 + 0.1 * ((9 + 0.5) / 2 + 7 + 0.3)) / 4)
+    loss, _ = build_objective("tad", delta=4)(scores, tokens)
+    assert loss.item() == pytest.approx((2 + 4 + 1) / 4)  # all near: cross-entropy alone
 
 
 def test_ddo_by_hand():
@@ -194,6 +247,8 @@ def test_sums_and_means_per_example():
     values = torch.tensor([1.0, 5.0, 2.0])
     assert sum_per_example(values, tokens).tolist() == [3.0, 0.0, 5.0]
     assert mean_per_example(values, tokens).tolist() == [1.5, 0.0, 5.0]  # nothing hidden in example 1
+    chosen = torch.tensor([False, False, True])
+    assert mean_per_example(values, tokens, chosen).tolist() == [2.0, 0.0, 0.0]
 
 
 # The registry
@@ -212,6 +267,12 @@ def test_sums_and_means_per_example():
         ("ddo", {"path_k": 4}, ["ddo", "path_k"]),
         ("sft", {"alpha": 0.5}, ["sft", "alpha"]),
         ("trajectory_ce", {"k": 4}, ["trajectory_ce", "k"]),
+        ("redi", {"alpha": 0.5}, ["redi", "alpha"]),
+        ("dparallel", {"entropy_temperature": 0}, ["dparallel", "entropy_temperature"]),
+        ("dparallel", {"entropy_weight": -1}, ["dparallel", "entropy_weight"]),
+        ("d3llm", {"rho": 0.5}, ["d3llm", "rho", "entropy_weight"]),
+        ("tad", {"delta": 0}, ["tad", "delta"]),
+        ("tad", {"kl_weight": -0.1}, ["tad", "kl_weight"]),
     ],
 )
 def test_unknown_and_wrong_options_are_one_line(name, options, said):

@@ -9,9 +9,10 @@ from tiny import noisy_example, noisy_examples, random_row, tiny_model
 
 from t3d.corruption import NoisyExample, pack, pack_in_budget
 from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows, spread_evenly
+from t3d.models import scoring
 from t3d.models.attention import CLEAN, NOISY, TILE, two_copy_mask
 from t3d.objectives import OBJECTIVES, build_objective
-from t3d.training.scorer import Scorer, judge_batch, score_batch
+from t3d.training.scorer import Scorer, consult, score_batch
 
 any_speed = settings(deadline=None)
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
@@ -28,13 +29,20 @@ def reference():
     return Scorer(tiny_model(seed=2)).requires_grad_(False)
 
 
+def scores_of(batch, objective, student, reference):
+    """What the trainer would have an objective know of a batch."""
+    needs_frozen = objective.needs_reference or objective.needs_teacher
+    verdict = consult(reference, batch, objective) if needs_frozen else None
+    return score_batch(student, batch, verdict, objective.needs_entropy_at)
+
+
 def step_of(batches, name, student, reference):
     """Loss, gradient and metrics of one optimizer step, as the trainer adds them up over its batches."""
     objective = build_objective(name)
     student.zero_grad()
     totals = {}
     for batch in batches:
-        scores = score_batch(student, batch, judge_batch(reference, batch) if objective.needs_reference else None)
+        scores = scores_of(batch, objective, student, reference)
         loss, metrics = objective(scores, batch.tokens)
         loss.backward()
         for key, value in {"loss": loss.detach(), **metrics}.items():
@@ -137,8 +145,11 @@ def test_an_objective_keeps_its_word(name, student, reference):
     """What every entry of the registry owes: a scalar part of a mean, detached metrics, a hider that exists."""
     objective = build_objective(name)
     batch = pack(noisy_examples(objective.hider), row_tokens=None, block_size=4, num_examples_in_step=7)
-    scores = score_batch(student, batch, judge_batch(reference, batch) if objective.needs_reference else None)
+    assert not (objective.needs_reference and objective.needs_teacher)  # a run holds one frozen model
+    scores = scores_of(batch, objective, student, reference)
     assert (scores.reference_real is not None) == objective.needs_reference
+    assert (scores.divergence is not None) == objective.needs_teacher
+    assert (scores.entropy is not None) == (objective.needs_entropy_at is not None)
     loss, metrics = objective(scores, batch.tokens)
     assert loss.shape == ()
     assert loss.requires_grad
@@ -147,6 +158,28 @@ def test_an_objective_keeps_its_word(name, student, reference):
     better = objective.model_copy()
     scores.real = scores.real + 1
     assert better(scores, batch.tokens)[0] < loss  # likelier teacher tokens, lower loss
+
+
+@every_objective
+def test_logits_are_never_of_the_whole_batch(name, student, reference, monkeypatch):
+    """Student, reference and teacher: five tokens at a time, and the same step."""
+    examples = noisy_examples(OBJECTIVES[name].hider)
+    batch = pack(examples, row_tokens=None, block_size=4, num_examples_in_step=len(examples))
+    whole = step_of([batch], name, student, reference)
+    monkeypatch.setattr(scoring, "SMALLEST_CHUNK", 5)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 5)
+    sizes = []
+    for part in ("_summary", "_logit_gradient"):
+        original = getattr(scoring, part)
+
+        def watched(logits, teacher_logits, *others, original=original):
+            sizes.extend(len(each) for each in (logits, teacher_logits) if each is not None)
+            return original(logits, teacher_logits, *others)
+
+        monkeypatch.setattr(scoring, part, watched)
+    assert_same_step(step_of([batch], name, student, reference), whole)
+    assert max(sizes) == 5
+    assert sum(sizes) >= 2 * len(batch.tokens.targets)
 
 
 # Where tokens go

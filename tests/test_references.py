@@ -193,6 +193,19 @@ def test_the_form_changes_no_number(adapter, form, other, runs):
     assert not all(torch.equal(stored[name], own[name]) for name in own)  # the snapshot is of step 6
 
 
+@pytest.mark.parametrize("adapter, form, other", [("none", None, "offload"), ("lora", None, "copy")])
+def test_the_form_changes_no_number_of_a_teachers(adapter, form, other, inputs, tmp_path):
+    """What is kept of an offloaded teacher, or of one that shares the student's model, outlives its waking."""
+    students = []
+    for name in (form, other):
+        model = {"source": str(inputs / "model"), "adapter": ADAPTERS[adapter]}
+        changes = {"model": model, "reference": {"form": name}, "objective": {"name": "tad"}, "optim__lr": 1e-2}
+        students.append(model_fingerprint(train(recipe_of(inputs, tmp_path / str(name), **changes))))
+    assert metrics_of(tmp_path / str(form)) == metrics_of(tmp_path / str(other))
+    assert metrics_of(tmp_path / str(form))[-1]["far"] > 1e-3
+    assert students[0] == students[1]
+
+
 @pytest.mark.parametrize("adapter, form", [("none", "offload"), ("lora", None), ("dora", "copy")])
 def test_resumed_is_uninterrupted_in_every_form(adapter, form, runs, tmp_path):
     recipe, student = runs(adapter, form)

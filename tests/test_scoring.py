@@ -30,12 +30,13 @@ def gradients(scores, *leaves):
     return torch.autograd.grad(total, leaves)
 
 
-@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("entropy, temperature", [(False, 1.0), (True, 1.0), (True, 0.5)])
 @pytest.mark.parametrize("append_own", [False, True])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 8])
-def test_chunks_change_nothing(chunk_tokens, append_own, entropy):
+def test_chunks_change_nothing(chunk_tokens, append_own, entropy, temperature):
     hidden, head, targets = problem()
-    options = {"mask_token_id": MASK, "entropy": entropy, "append_own": append_own}
+    options = {"mask_token_id": MASK, "append_own": append_own}
+    options |= {"entropy": entropy, "entropy_temperature": temperature}
     whole = score_tokens(hidden, head, targets, **options)
     parts = score_tokens(hidden, head, targets, chunk_tokens=chunk_tokens, **options)
     with torch.no_grad():
@@ -51,24 +52,30 @@ def test_chunks_change_nothing(chunk_tokens, append_own, entropy):
     assert not silent.logp.requires_grad
 
 
-def test_values_and_gradients_are_those_of_log_softmax():
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_values_and_gradients_are_those_of_log_softmax(temperature):
+    """The temperature is the entropy's alone."""
     hidden, head, targets = problem()
-    scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, chunk_tokens=3)
+    options = {"mask_token_id": MASK, "entropy": True, "entropy_temperature": temperature, "chunk_tokens": 3}
+    scores = score_tokens(hidden, head, targets, **options)
     logp = log_softmax(hidden @ head.T, dim=-1)  # over the whole vocabulary, the mask token included
     best = logp.argmax(dim=-1)
-    plain = type(scores)(logp.gather(1, targets), best, best, -(logp.exp() * logp).sum(dim=-1))
+    tempered = log_softmax(hidden @ head.T / temperature, dim=-1)
+    plain = type(scores)(logp.gather(1, targets), best, best, -(tempered.exp() * tempered).sum(dim=-1))
     torch.testing.assert_close(scores.logp, plain.logp, **EXACT)
     torch.testing.assert_close(scores.entropy, plain.entropy, **EXACT)
     for left, right in zip(gradients(scores, hidden, head), gradients(plain, hidden, head), strict=True):
         torch.testing.assert_close(left, right, **EXACT)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_gradcheck(temperature):
     hidden, head, targets = problem(tokens=3)
     teacher = Teacher(torch.randn(3, 2, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64))
 
     def scored(hidden, head):
-        scores = score_tokens(hidden, head, targets, mask_token_id=MASK, entropy=True, teacher=teacher, chunk_tokens=2)
+        options = {"mask_token_id": MASK, "entropy": True, "entropy_temperature": temperature, "chunk_tokens": 2}
+        scores = score_tokens(hidden, head, targets, teacher=teacher, **options)
         return scores.logp, scores.entropy, scores.divergence
 
     assert torch.autograd.gradcheck(scored, (hidden, head))
@@ -100,6 +107,11 @@ def test_by_hand():
     assert scores.argmax.tolist() == [0, 0]  # the mask token is likelier both times
     expected = torch.tensor([3 / 8, 1 / 8, 4 / 8])
     assert scores.entropy[0].item() == pytest.approx(-(expected * expected.log()).sum().item())
+    options = {"mask_token_id": 2, "entropy": True, "entropy_temperature": 0.5}
+    scores = score_tokens(hidden, head, torch.tensor([[0], [1]]), **options)
+    expected = torch.tensor([9 / 26, 1 / 26, 16 / 26])  # probabilities squared: 9 + 1 + 16 = 26
+    assert scores.entropy[0].item() == pytest.approx(-(expected * expected.log()).sum().item())
+    assert scores.logp.exp()[:, 0].tolist() == pytest.approx([3 / 8, 3 / 17])  # it is the entropy's alone
 
 
 def test_entropy_of_uniform_logits_is_the_log_of_the_vocabulary():

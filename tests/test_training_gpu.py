@@ -7,7 +7,7 @@ from training_runs import metrics_of, recipe_of, trajectory
 
 from t3d import trajectories
 from t3d.models import load_model
-from t3d.models.scoring import score_tokens
+from t3d.models.scoring import Teacher, score_tokens
 from t3d.training import Trainer, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -100,13 +100,15 @@ def test_fused_scores_are_plain_scores(dtype):
     hidden = torch.randn(700, 64, device="cuda", dtype=dtype, requires_grad=True)
     head = torch.randn(5000, 64, device="cuda", requires_grad=True)
     targets = torch.randint(0, 5000, (700, 2), device="cuda")
+    teacher = Teacher(torch.randn(700, 32, device="cuda", dtype=dtype), torch.randn(5000, 32, device="cuda"))
+    options = {"mask_token_id": 7, "append_own": True, "chunk_tokens": 256, "teacher": teacher}
+    options |= {"entropy": True, "entropy_temperature": 0.5}
     results = []
     for fused in (False, True):
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            scores = score_tokens(
-                hidden, head, targets, mask_token_id=7, entropy=True, append_own=True, chunk_tokens=256, fused=fused
-            )
-        loss = scores.logp.sin().sum() + scores.entropy.sum()
-        results.append((scores.logp, scores.entropy, scores.own.double(), *torch.autograd.grad(loss, (hidden, head))))
+            scores = score_tokens(hidden, head, targets, fused=fused, **options)
+        said = (scores.logp, scores.entropy, scores.divergence)
+        loss = scores.logp.sin().sum() + scores.entropy.sum() + 0.1 * scores.divergence.sum()
+        results.append((*said, scores.own.double(), *torch.autograd.grad(loss, (hidden, head))))
     for plain, fused in zip(*results, strict=True):
         assert (fused - plain).double().norm() <= 1e-4 * plain.double().norm()

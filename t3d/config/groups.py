@@ -13,12 +13,15 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CorruptionConfig(Config):
-    """How tokens are hidden (design section 4).
+    """How tokens are hidden (design section 4). Which fields count is the objective's hider's matter.
 
     Attributes:
         block_size: B of the training grid; None takes the model's own.
         ratios: hidden shares r to draw from, in (0, 1].
         ratio_power: r is drawn with probability proportional to r ** ratio_power.
+        final_ratio_power: what that power comes to, linearly, at the last step of the run; None leaves it as it is.
+        rho_min, rho_max: of d3llm, whose hidden share is drawn evenly from between a floor and `rho_max`; the floor
+            rises linearly from `rho_min` to `rho_max` over the run.
         random_token_share: share of the hidden tokens that show a random token in place of [MASK].
         mask_order: which tokens of a block are hidden: `trajectory` the last revealed (a state the teacher was in),
             `reverse` the first revealed (the public code), `random` any.
@@ -27,6 +30,9 @@ class CorruptionConfig(Config):
     block_size: int | None = Field(None, ge=1)
     ratios: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     ratio_power: float = Field(8.0, ge=-100, le=100)
+    final_ratio_power: float | None = Field(None, ge=-100, le=100)
+    rho_min: float = Field(0.0, ge=0, le=1)
+    rho_max: float = Field(0.8, gt=0, le=1)
     random_token_share: float = Field(0.1, ge=0, le=1)
     mask_order: Literal["trajectory", "reverse", "random"] = "trajectory"
 
@@ -34,6 +40,8 @@ class CorruptionConfig(Config):
     def _ratios_in_range(self) -> Self:
         if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
             raise ValueError("ratios must be one or more numbers in (0, 1]")
+        if self.rho_min > self.rho_max:
+            raise ValueError(f"rho_min {self.rho_min:g} must not exceed rho_max {self.rho_max:g}")
         return self
 
 
@@ -92,6 +100,8 @@ class DataConfig(Config):
         data: file or hub id that the task's problems come from; None takes the task's own source.
         split, count, seed: which of the task's problems; count None is all, which an endless task refuses.
         keep_unfinished: also learn from answers that ended by length.
+        mix_in: another trajectory folder, of whose rows so many are mixed in that they are this share of all
+            (`mix_in_share`); which of them, is drawn by `seed`.
     """
 
     trajectories: str | None = None
@@ -101,6 +111,8 @@ class DataConfig(Config):
     count: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     keep_unfinished: bool = False
+    mix_in: str | None = None
+    mix_in_share: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -108,6 +120,10 @@ class DataConfig(Config):
             raise ValueError("give either trajectories (a folder) or task (such as gsm8k)")
         if self.data is not None and self.task is None:
             raise ValueError("data is where a task's problems come from: give task too")
+        if (self.mix_in is None) != (self.mix_in_share == 0):
+            raise ValueError("give both mix_in (a folder) and mix_in_share (of all rows, more than 0), or neither")
+        if self.mix_in is not None and self.trajectories is None:
+            raise ValueError("mix_in: is mixed into trajectories, not into a task's worked answers")
         return self
 
 
@@ -123,6 +139,8 @@ class OptimConfig(Config):
         clip_norm: of the gradient.
         warmup_steps: from 0 to `lr`.
         final_lr_share: the cosine ends at this share of `lr`.
+        moments_from: folder of a finished run whose last moments AdamW goes on from; None starts from zero.
+        keep_moments: leave the last moments in `out`, for another run's `moments_from`.
     """
 
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -134,6 +152,8 @@ class OptimConfig(Config):
     clip_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(20, ge=0)
     final_lr_share: float = Field(0.1, ge=0, le=1)
+    moments_from: str | None = None
+    keep_moments: bool = False
 
 
 class BatchConfig(Config):
@@ -168,13 +188,14 @@ class ComputeConfig(Config):
 
 
 class ReferenceConfig(Config):
-    """The frozen model inside DDO.
+    """The frozen model inside DDO, or the teacher of an objective that learns from its distributions (tad).
 
     Attributes:
         form: copy (a second model), adapter (a snapshot of the adapters beside the one model; needs `model.adapter`) or
             offload (a second model that waits in the host's memory and is on the device only while it is asked);
             None is adapter where adapters are trained, else copy.
-        refresh_every: optimizer steps after which the student replaces it; 0 keeps the teacher throughout.
+        refresh_every: optimizer steps after which the student replaces it; 0 keeps the teacher throughout, and so does
+            an objective that learns from the teacher's distributions, whatever stands here.
         temperature: of the fake token; 0 takes the reference's argmax.
     """
 

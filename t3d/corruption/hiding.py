@@ -1,7 +1,8 @@
 """Which tokens of a response are hidden: trajectory -> x_t. The only owner of reveal order.
 
-Pure functions of arrays. Noise is keyed by (seed, epoch, row id) alone, so packing, the number of GPUs and resuming
-cannot change it. Shape legend: P prompt tokens, L response tokens, M hidden tokens, B `block_size`.
+Pure functions of arrays. Noise is keyed by (seed, epoch, row id), and its distribution may depend on how far the run
+is, which the step alone says: packing, the number of GPUs and resuming cannot change it. Shape legend: P prompt tokens,
+L response tokens, M hidden tokens, B `block_size`; `progress` goes from 0 at the run's first step to 1 at its last.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ SMALLEST_HIDDEN_PROBABILITY = 1e-3
 """Lower end of t in the NELBO, so that its weight 1/t stays finite."""
 
 
-def ratio_probabilities(config: CorruptionConfig) -> FloatArray:
-    """float64 [len(ratios)]: probability of each hidden ratio."""
-    powers = np.asarray(config.ratios, dtype=np.float64) ** config.ratio_power
+def ratio_probabilities(config: CorruptionConfig, progress: float = 0.0) -> FloatArray:
+    """float64 [len(ratios)]: probability of each hidden ratio at a moment of the run."""
+    final = config.ratio_power if config.final_ratio_power is None else config.final_ratio_power
+    powers = np.asarray(config.ratios, dtype=np.float64) ** _between(config.ratio_power, final, progress)
     return powers / powers.sum()
+
+
+def _between(first: float, last: float, progress: float) -> float:
+    """Linear: `first` at progress 0, `last` at 1."""
+    return first + (last - first) * progress
 
 
 def row_generator(seed: int, epoch: int, row_id: str) -> np.random.Generator:
@@ -37,6 +44,8 @@ def row_generator(seed: int, epoch: int, row_id: str) -> np.random.Generator:
 
 def reveal_rank(reveal_step: IntArray, blocks: IntArray) -> IntArray:
     """0-based order in which each token of a response appeared inside its block; ties: lowest position first.
+
+    Steps count through the whole response, so the order also holds on another grid than that of the rollout.
 
     Args:
         reveal_step: int64 [L].
@@ -62,7 +71,7 @@ def _block_sizes(blocks: IntArray) -> IntArray:
 
 
 def hide_by_order(
-    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig
+    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig, progress: float = 0.0
 ) -> tuple[BoolArray, FloatArray]:
     """Hide floor(r * n) of the n response tokens of each block, the last revealed ones.
 
@@ -72,22 +81,50 @@ def hide_by_order(
         hidden: bool [L].
         weights: float64 [L], all 1.
     """
-    ratio = rng.choice(np.asarray(config.ratios), p=ratio_probabilities(config))
+    ratio = rng.choice(np.asarray(config.ratios), p=ratio_probabilities(config, progress))
+    num_hidden = np.floor(ratio * _block_sizes(blocks) + 1e-9).astype(np.int64)  # 0.1 * 10 must not round down to 0
+    return _hide_in_order(num_hidden, ranks, blocks, rng, config), np.ones(len(ranks))
+
+
+def hide_more_and_more(
+    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig, progress: float = 0.0
+) -> tuple[BoolArray, FloatArray]:
+    """Hide ceil(rho * n) of the n response tokens of each block, the last revealed ones.
+
+    rho is drawn evenly from between a floor, which rises linearly from `rho_min` to `rho_max` over the run, and
+    `rho_max`. Source: d3LLM (`d3llm_llada_train.py`: `get_current_mask_ratio`; it too rounds what is visible down).
+    Returns as `hide_by_order`.
+    """
+    rho = config.rho_max - rng.random() * (config.rho_max - _between(config.rho_min, config.rho_max, progress))
+    num_hidden = np.ceil(rho * _block_sizes(blocks) - 1e-9).astype(np.int64)
+    return _hide_in_order(num_hidden, ranks, blocks, rng, config), np.ones(len(ranks))
+
+
+def _hide_in_order(
+    num_hidden: IntArray, ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig
+) -> BoolArray:
+    """bool [L]: so many (int64 [L]) of each token's block, as `mask_order` says; at least one of all."""
     if config.mask_order == "random":
         ranks = reveal_rank(rng.permutation(len(ranks)), blocks)
-    sizes = _block_sizes(blocks)
-    num_hidden = np.floor(ratio * sizes + 1e-9).astype(np.int64)  # 0.1 * 10 must not round down to 0
     if not num_hidden.any():
-        num_hidden[blocks == blocks[-1]] = 1
+        num_hidden = np.where(blocks == blocks[-1], 1, 0)
     if config.mask_order == "reverse":
-        hidden = ranks < num_hidden
-    else:
-        hidden = ranks >= sizes - num_hidden
-    return hidden, np.ones(len(ranks))
+        return ranks < num_hidden
+    return ranks >= _block_sizes(blocks) - num_hidden
+
+
+def hide_by_coin(
+    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig, progress: float = 0.0
+) -> tuple[BoolArray, FloatArray]:
+    """Hide each token with probability 1/2, so that what it leaves visible is hidden as often.
+
+    Source: dParallel (`llada_train.py`: `forward_process_semi_ar`). Returns as `hide_by_order`.
+    """
+    return rng.random(len(ranks)) < 0.5, np.ones(len(ranks))
 
 
 def hide_by_chance(
-    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig
+    ranks: IntArray, blocks: IntArray, rng: np.random.Generator, config: CorruptionConfig, progress: float = 0.0
 ) -> tuple[BoolArray, FloatArray]:
     """Hide each token of a block with the block's own probability t ~ U(0, 1], weight 1 / (t L): the NELBO a token.
 
@@ -101,9 +138,14 @@ def hide_by_chance(
     return hidden, 1.0 / (probability * len(blocks))
 
 
-Hider = Callable[[IntArray, IntArray, np.random.Generator, CorruptionConfig], tuple[BoolArray, FloatArray]]
+Hider = Callable[[IntArray, IntArray, np.random.Generator, CorruptionConfig, float], tuple[BoolArray, FloatArray]]
 
-HIDERS: dict[str, Hider] = {"order": hide_by_order, "chance": hide_by_chance}
+HIDERS: dict[str, Hider] = {
+    "order": hide_by_order,
+    "more_and_more": hide_more_and_more,
+    "coin": hide_by_coin,
+    "chance": hide_by_chance,
+}
 """How an objective may ask for tokens to be hidden."""
 
 
@@ -116,6 +158,8 @@ def corrupt(
     mask_token_id: int,
     vocab_size: int,
     rng: np.random.Generator,
+    progress: float = 0.0,
+    complement: bool = False,
 ) -> NoisyExample:
     """Hide some of a row's response and lay it out as a clean sequence and a noisy copy.
 
@@ -127,13 +171,17 @@ def corrupt(
         mask_token_id: shown in place of hidden tokens, and after the response's end.
         vocab_size: random tokens are drawn from [0, vocab_size) without the mask token.
         rng: the row's own stream (`row_generator`).
+        progress: how far the run is, 0 .. 1.
+        complement: hide what the same stream would have left visible, and the other way round.
     """
     prompt_length, length = len(row.prompt_ids), len(row.response_ids)
     positions = prompt_length + np.arange(length)
     blocks = block_index(positions, block_size)
     steps = row.reveal_step if row.reveal_step is not None else np.arange(length)
     ranks = reveal_rank(steps, blocks)
-    hidden, weights = HIDERS[hider](ranks, blocks, rng, config)
+    hidden, weights = HIDERS[hider](ranks, blocks, rng, config, progress)
+    if complement:
+        hidden = ~hidden
 
     shown = row.response_ids.copy()
     shown[hidden] = mask_token_id

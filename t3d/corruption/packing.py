@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from t3d.corruption.hiding import reveal_rank
 from t3d.corruption.records import IntArray, LossTokens, NoisyExample, PackedBatch
-from t3d.models.attention import CLEAN, NOISY, TILE
+from t3d.models.attention import CLEAN, NOISY, TILE, block_index
 
 PADDING_DOCUMENT = -1
 WIDTH_MULTIPLE = 8
@@ -159,9 +160,12 @@ def pack(
 
 def _loss_tokens(examples: Sequence[NoisyExample], block_size: int, num_examples_in_step: int) -> LossTokens:
     counts = [len(example.targets) for example in examples]
+    # a noisy copy starts on a block boundary, so offsets in it tell blocks apart
+    turns = [reveal_rank(each.ranks, block_index(each.loss_offsets, block_size)) for each in examples]
     return LossTokens(
         targets=torch.from_numpy(np.concatenate([example.targets for example in examples])),
         ranks=torch.from_numpy(np.concatenate([example.ranks for example in examples])),
+        turns=torch.from_numpy(np.concatenate(turns)),
         weights=torch.from_numpy(np.concatenate([example.weights for example in examples]).astype(np.float32)),
         draw_keys=torch.from_numpy(np.concatenate([example.draw_keys for example in examples])),
         example=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),

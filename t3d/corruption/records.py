@@ -104,6 +104,7 @@ class LossTokens:
     Attributes:
         targets: int64 [M] the clean tokens.
         ranks: int64 [M] 0-based order of reveal inside the token's block.
+        turns: int64 [M] 0-based order of reveal among the hidden tokens of the token's block: 0 is the next one.
         weights: float32 [M] the corruption's own weights.
         draw_keys: int64 [M] what a draw of another token in that place depends on.
         example: int64 [M] which example of the batch a token belongs to, 0 .. num_examples - 1.
@@ -114,6 +115,7 @@ class LossTokens:
 
     targets: Tensor
     ranks: Tensor
+    turns: Tensor
     weights: Tensor
     draw_keys: Tensor
     example: Tensor

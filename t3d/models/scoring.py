@@ -1,7 +1,7 @@
 """Per-token scores from hidden states: log-probabilities, argmax, entropy and KL, in chunks over the tokens.
 
 No [tokens, vocabulary] array of a whole batch ever exists: each chunk's logits are made, reduced and dropped, and made
-again in the backward pass, which needs of the first one only each token's normaliser and entropy. Library kernels
+again in the backward pass, which needs of the first one only each token's normalisers and entropy. Library kernels
 (Liger's and cut-cross-entropy's fused heads, torch's own) do this for the loss of one target a token; here a token has
 several targets, and the objective that joins them is known only after the whole batch is scored.
 
@@ -58,10 +58,10 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is asked of every chunk; the arguments of `score_tokens` by the same names."""
+    """What is asked of every chunk; the arguments of `score_tokens` by the same names. No temperature: no entropy."""
 
     mask_token_id: int
-    entropy: bool
+    entropy_temperature: float | None
     append_own: bool
     temperature: float
     chunk_tokens: int
@@ -76,6 +76,7 @@ def score_tokens(
     *,
     mask_token_id: int,
     entropy: bool = False,
+    entropy_temperature: float = 1.0,
     append_own: bool = False,
     temperature: float = 0.0,
     draw_keys: Tensor | None = None,
@@ -95,6 +96,7 @@ def score_tokens(
         targets: int64 [M, K].
         mask_token_id: never the model's own token.
         entropy: also return the entropy.
+        entropy_temperature: of the softmax whose entropy it is, > 0; all other scores are at temperature 1.
         append_own: score the model's own token as one more target: `logp` is then [M, K + 1].
         temperature: of the own token; 0 is the argmax.
         draw_keys: int64 [M], what each draw depends on (`t3d.noise`); needed when temperature > 0.
@@ -109,7 +111,7 @@ def score_tokens(
     lowered = torch.is_autocast_enabled(device_type)
     wanted = _Wanted(
         mask_token_id=mask_token_id,
-        entropy=entropy,
+        entropy_temperature=entropy_temperature if entropy else None,
         append_own=append_own,
         temperature=temperature,
         chunk_tokens=chunk_tokens or max(SMALLEST_CHUNK, CHUNK_LOGITS // head_weight.shape[0]),
@@ -146,15 +148,15 @@ class _ScoreTokens(torch.autograd.Function):
                     targets[part],
                     keys[part] if keys is not None else None,
                     wanted.mask_token_id,
-                    wanted.entropy,
+                    wanted.entropy_temperature,
                     wanted.append_own,
                     wanted.temperature,
                 )
                 for part in _chunks(hidden.shape[0], wanted.chunk_tokens)
             ]
-        logp, entropy, divergence, normaliser, argmax, own = map(torch.cat, zip(*parts, strict=True))
+        logp, entropy, divergence, normalisers, argmax, own = map(torch.cat, zip(*parts, strict=True))
         scored = torch.cat([targets, own[:, None]], dim=1) if wanted.append_own else targets
-        ctx.save_for_backward(hidden, head_weight, teacher_hidden, teacher_weight, scored, normaliser, entropy)
+        ctx.save_for_backward(hidden, head_weight, teacher_hidden, teacher_weight, scored, normalisers, entropy)
         ctx.wanted = wanted
         ctx.mark_non_differentiable(argmax, own)
         return logp, entropy, divergence, argmax, own
@@ -164,7 +166,7 @@ class _ScoreTokens(torch.autograd.Function):
     def backward(
         ctx: Any, logp_gradient: Tensor, entropy_gradient: Tensor, divergence_gradient: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, ...]:
-        hidden, head_weight, teacher_hidden, teacher_weight, scored, normaliser, entropy = ctx.saved_tensors
+        hidden, head_weight, teacher_hidden, teacher_weight, scored, normalisers, entropy = ctx.saved_tensors
         wanted: _Wanted = ctx.wanted
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         differentiate = _fused_logit_gradient if wanted.fused else _logit_gradient
@@ -178,11 +180,12 @@ class _ScoreTokens(torch.autograd.Function):
                 inputs @ weight.T,
                 _logits(teacher_hidden, teacher_weight, part, wanted.compute_dtype),
                 scored[part],
-                normaliser[part],
+                normalisers[part],
                 logp_gradient[part],
-                entropy[part] if wanted.entropy else None,
+                entropy[part],
                 entropy_gradient[part],
                 divergence_gradient[part],
+                wanted.entropy_temperature,
             )
             if hidden_gradient is not None:
                 hidden_gradient[part] = gradient @ weight
@@ -218,16 +221,21 @@ def _summary(
     targets: Tensor,
     draw_keys: Tensor | None,
     mask_token_id: int,
-    wants_entropy: bool,
+    entropy_temperature: float | None,
     append_own: bool,
     temperature: float,
 ) -> tuple[Tensor, ...]:
-    """All that is kept of one chunk's logits [C, V]: logp, entropy, divergence, normaliser, argmax, own token."""
+    """All that is kept of one chunk's logits [C, V]: logp, entropy, divergence, normalisers, argmax, own token.
+
+    The normalisers, [C, 2], are of the plain softmax and of the entropy's.
+    """
     logits = _at_least_float32(logits)
-    normaliser = logits.logsumexp(dim=-1)
+    normaliser = entropy_normaliser = logits.logsumexp(dim=-1)
     entropy, divergence = torch.zeros_like(normaliser), torch.zeros_like(normaliser)
-    if wants_entropy:
-        log_probabilities = logits - normaliser[:, None]
+    if entropy_temperature is not None:
+        tempered = logits / entropy_temperature
+        entropy_normaliser = tempered.logsumexp(dim=-1)
+        log_probabilities = tempered - entropy_normaliser[:, None]
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
     if teacher_logits is not None:
         theirs = _at_least_float32(teacher_logits).log_softmax(dim=-1)
@@ -240,33 +248,36 @@ def _summary(
     if append_own:
         targets = torch.cat([targets, own[:, None]], dim=1)
     logp = logits.gather(1, targets) - normaliser[:, None]
-    return logp, entropy, divergence, normaliser, argmax, own.clone()
+    normalisers = torch.stack([normaliser, entropy_normaliser], dim=1)
+    return logp, entropy, divergence, normalisers, argmax, own.clone()
 
 
 def _logit_gradient(
     logits: Tensor,
     teacher_logits: Tensor | None,
     targets: Tensor,
-    normaliser: Tensor,
+    normalisers: Tensor,
     logp_gradient: Tensor,
-    entropy: Tensor | None,
+    entropy: Tensor,
     entropy_gradient: Tensor,
     divergence_gradient: Tensor,
+    entropy_temperature: float | None,
 ) -> Tensor:
     """Gradient with respect to one chunk's logits, [C, V] in their dtype.
 
-    With p the softmax and q the teacher's: d logp_k / d z_j = [j = k] - p_j, d entropy / d z_j = -p_j (log p_j +
-    entropy), and d KL(q || p) / d z_j = p_j - q_j.
+    With p the softmax and q the teacher's: d logp_k / d z_j = [j = k] - p_j and d KL(q || p) / d z_j = p_j - q_j. With
+    p' the softmax at temperature T: d entropy / d z_j = -p'_j (log p'_j + entropy) / T.
     """
     dtype = logits.dtype
     logits = _at_least_float32(logits)
-    log_probabilities = logits - normaliser[:, None]
     pull = logp_gradient.sum(dim=1, keepdim=True)
-    if entropy is not None:
-        pull = pull + entropy_gradient[:, None] * (log_probabilities + entropy[:, None])
     if teacher_logits is not None:
         pull = pull - divergence_gradient[:, None]
-    gradient = -log_probabilities.exp() * pull
+    gradient = -(logits - normalisers[:, :1]).exp() * pull
+    if entropy_temperature is not None:
+        log_probabilities = logits / entropy_temperature - normalisers[:, 1:]
+        weight = entropy_gradient[:, None] / entropy_temperature
+        gradient = gradient - log_probabilities.exp() * weight * (log_probabilities + entropy[:, None])
     if teacher_logits is not None:
         gradient = gradient - divergence_gradient[:, None] * _at_least_float32(teacher_logits).softmax(dim=-1)
     tokens = torch.arange(logits.shape[1], device=logits.device)

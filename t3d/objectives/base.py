@@ -1,5 +1,7 @@
 """What an objective is: a pure function `(scores, tokens) -> (loss, metrics)` that never runs a model.
 
+It says which scores it needs, and the trainer runs each model once a batch for them.
+
 Shape legend: M tokens with loss in the batch, E examples in the batch.
 
 Every objective is a mean over the examples of the optimizer step. A batch holds part of them, so its loss is the sum
@@ -24,7 +26,7 @@ from t3d.errors import RequestError
 
 @dataclass(slots=True)
 class Scores:
-    """Log-probabilities at the M tokens with loss; those of the reference and its token only if asked for.
+    """What the models say of the M tokens with loss; what only some objectives need is None unless it is asked for.
 
     Attributes:
         real: float32 [M] student's log-probability of the clean token.
@@ -32,6 +34,8 @@ class Scores:
         fake: float32 [M] student's log-probability of the reference's token.
         reference_real: float32 [M] reference's log-probability of the clean token.
         reference_fake: float32 [M] reference's log-probability of its own token.
+        entropy: float32 [M] nats, of the student's softmax at the temperature that the objective names.
+        divergence: float32 [M] nats, KL(teacher || student).
     """
 
     real: Tensor
@@ -39,6 +43,8 @@ class Scores:
     fake: Tensor | None = None
     reference_real: Tensor | None = None
     reference_fake: Tensor | None = None
+    entropy: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 class Objective(BaseModel, ABC):
@@ -46,15 +52,25 @@ class Objective(BaseModel, ABC):
 
     Class attributes:
         hider: how its examples are corrupted, a name in `t3d.corruption.HIDERS`.
-        needs_reference: whether a frozen reference model scores each batch too.
+        with_complement: whether each row gives two examples of a step: what one hides the other shows.
+        needs_reference: whether a reference, which follows the student, scores each batch too.
+        needs_teacher: whether the divergence from the teacher is needed, which is the model that the run started from.
+            A run holds one frozen model: no objective needs both.
         needs_trajectories: whether rows must carry a reveal order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hider: ClassVar[str]
+    with_complement: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
     needs_trajectories: ClassVar[bool] = True
+
+    @property
+    def needs_entropy_at(self) -> float | None:
+        """Temperature of the softmax whose entropy is needed; None if none is."""
+        return None
 
     @abstractmethod
     def __call__(self, scores: Scores, tokens: LossTokens) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,9 +93,18 @@ def sum_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
     )
 
 
-def mean_per_example(values: Tensor, tokens: LossTokens) -> Tensor:
-    """float [M] -> [E] means over each example's tokens; 0 for an example without any."""
-    counts = sum_per_example(torch.ones_like(values), tokens).clamp_min(1)  # bincount would wait for the device
+def mean_per_example(values: Tensor, tokens: LossTokens, chosen: Tensor | None = None) -> Tensor:
+    """float [M] -> [E] means over each example's tokens; 0 for an example without any.
+
+    Args:
+        values: of the tokens.
+        tokens: whose example each is.
+        chosen: bool [M], over which tokens the means go; None is all.
+    """
+    if chosen is not None:
+        values = torch.where(chosen, values, 0.0)
+    ones = torch.ones_like(values) if chosen is None else chosen.to(values.dtype)
+    counts = sum_per_example(ones, tokens).clamp_min(1)  # bincount would wait for the device
     return sum_per_example(values, tokens) / counts
 
 

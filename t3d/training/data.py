@@ -1,7 +1,7 @@
 """What a step trains on: rows from trajectories or a task, corrupted anew every epoch, packed.
 
-The order of rows is a function of (seed, epoch) and the noise one of (seed, epoch, row id), so step s holds the same
-examples with the same noise however many processes share it and wherever a run was resumed.
+The order of rows is a function of (seed, epoch) and the noise one of (seed, epoch, row id) and of how far the run is,
+so step s holds the same examples with the same noise however many processes share it and wherever a run was resumed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from t3d import trajectories
 from t3d.config import BatchConfig, CorruptionConfig, DataConfig, PromptConfig
 from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack_in_budget, row_generator
 from t3d.errors import RequestError
-from t3d.models import SDARConfig, mask_token_id, tokenizer_fingerprint
+from t3d.models import BlockDiffusionConfig, mask_token_id, tokenizer_fingerprint
+from t3d.objectives import Objective
 from t3d.tasks import get_task
 from t3d.tasks.prompts import put_questions, render_solution
+from t3d.training.mixing import mixed
 
 logger = logging.getLogger(__name__)
 
 
 def load_rows(
-    data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig, form: PromptConfig
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig, form: PromptConfig
 ) -> list[TrainingRow]:
     """The rows that a recipe's `data` names, tokenised with this tokenizer.
 
@@ -41,6 +43,9 @@ def load_rows(
             train on.
     """
     rows = _task_rows(data, tokenizer, form) if data.task else _trajectory_rows(data, tokenizer, config)
+    if data.mix_in is not None:
+        others = data.model_copy(update={"trajectories": data.mix_in})
+        rows = mixed(rows, _trajectory_rows(others, tokenizer, config), data.mix_in_share, data.seed)
     limit = config.max_position_embeddings
     fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= limit]
     if not fitting:
@@ -78,7 +83,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
     return ids
 
 
-def _trajectory_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: SDARConfig) -> list[TrainingRow]:
+def _trajectory_rows(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
+) -> list[TrainingRow]:
     assert data.trajectories is not None
     meta = trajectories.read_meta(data.trajectories)
     cure = "roll out again with this model, or train the model that the trajectories came from"
@@ -111,23 +118,27 @@ class Share:
 
 
 class StepDataset(Dataset[list[PackedBatch]]):
-    """Item s is optimizer step s (0-based): the packed batches of this process's share of its examples."""
+    """Item s is optimizer step s (0-based): the packed batches of this process's share of its examples.
+
+    An epoch gives one example of each row, or two in turn where the objective also trains the complement of each mask.
+    """
 
     def __init__(
         self,
         rows: list[TrainingRow],
         *,
         corruption: CorruptionConfig,
-        hider: str,
+        objective: Objective,
         batch: BatchConfig,
+        num_steps: int,
         examples_per_step: int,
-        model: SDARConfig,
+        model: BlockDiffusionConfig,
         seed: int,
         share: Share,
         tiled: bool = False,
     ) -> None:
-        self._rows, self._corruption, self._hider, self._batch = rows, corruption, hider, batch
-        self._examples_per_step, self._seed, self._share = examples_per_step, seed, share
+        self._rows, self._corruption, self._objective, self._batch = rows, corruption, objective, batch
+        self._num_steps, self._examples_per_step, self._seed, self._share = num_steps, examples_per_step, seed, share
         self._block_size = corruption.block_size or model.block_size
         self._mask_token_id, self._vocab_size = mask_token_id(model), model.vocab_size
         self._tiled = tiled
@@ -136,7 +147,7 @@ class StepDataset(Dataset[list[PackedBatch]]):
     def __getitem__(self, step: int) -> list[PackedBatch]:
         first = step * self._examples_per_step
         places = range(first + self._share.rank, first + self._examples_per_step, self._share.world_size)
-        examples = [self._example(*divmod(place, len(self._rows))) for place in places]
+        examples = [self._example(place, progress_at(step, self._num_steps)) for place in places]
         return pack_in_budget(
             examples,
             tokens_per_batch=self._batch.tokens_per_batch,
@@ -146,16 +157,21 @@ class StepDataset(Dataset[list[PackedBatch]]):
             tiled=self._tiled,
         )
 
-    def _example(self, epoch: int, place: int) -> NoisyExample:
-        row = self._rows[self._epoch_order(epoch)[place]]
+    def _example(self, place: int, progress: float) -> NoisyExample:
+        """The example at a place counted through the whole run."""
+        turn, half = divmod(place, 2) if self._objective.with_complement else (place, 0)
+        epoch, index = divmod(turn, len(self._rows))
+        row = self._rows[self._epoch_order(epoch)[index]]
         return corrupt(
             row,
             self._corruption,
-            self._hider,
+            self._objective.hider,
             block_size=self._block_size,
             mask_token_id=self._mask_token_id,
             vocab_size=self._vocab_size,
             rng=row_generator(self._seed, epoch, row.row_id),
+            progress=progress,
+            complement=half == 1,
         )
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
@@ -163,6 +179,11 @@ class StepDataset(Dataset[list[PackedBatch]]):
             rng = row_generator(self._seed, epoch, "order of rows")
             self._order = (epoch, rng.permutation(len(self._rows)))
         return self._order[1]
+
+
+def progress_at(step: int, num_steps: int) -> float:
+    """How far a run of so many steps is at step `step` (0-based): 0 at its first, 1 at its last."""
+    return step / max(1, num_steps - 1)
 
 
 def prepared_steps(

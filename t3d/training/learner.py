@@ -1,4 +1,4 @@
-"""One optimizer step: the reference judges, the student scores, the objective weighs, the optimizer updates."""
+"""One optimizer step: the frozen model judges, the student scores, the objective weighs, the optimizer updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
 from t3d.models.flex import span_block_mask
-from t3d.models.scoring import TokenScores
 from t3d.objectives import Objective
 from t3d.objectives.base import mean_over_step, mean_per_example
 from t3d.training.computing import computing_of
@@ -25,7 +24,7 @@ from t3d.training.optimizers import build_optimizer, learning_rate_share, set_le
 from t3d.training.phases import BACKWARD, FORWARD, OPTIMIZER, REFERENCE, Phases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import Reference, build_reference
-from t3d.training.scorer import Scorer, judge_batch, score_batch
+from t3d.training.scorer import Scorer, Verdict, consult, score_batch
 from t3d.training.student import Student
 from t3d.training.throughput import Work, training_flops
 
@@ -50,7 +49,8 @@ class Learner:
 
     Attributes:
         student: what is trained.
-        reference: the frozen model, if the objective needs one.
+        reference: the frozen model, if the objective needs one: a reference or a teacher.
+        refresh_every: optimizer steps after which it follows the student; 0: never.
         optimizer: over the student's trained weights.
         computing: how forward passes are carried out.
         checkpointed_layers: of the student; None until the first step has seen what memory allows.
@@ -71,8 +71,11 @@ class Learner:
         self._computes_in = compute_dtype(recipe)
         self.computing = computing_of(recipe, student.model.config, accelerator.device)
         self.reference: Reference | None = (
-            build_reference(student, recipe, self.computing) if objective.needs_reference else None
+            build_reference(student, recipe, self.computing)
+            if objective.needs_reference or objective.needs_teacher
+            else None
         )
+        self.refresh_every = recipe.reference.refresh_every if objective.needs_reference else 0
         self.optimizer = build_optimizer(student.trainable().values(), recipe.optim)
         self._own_scorer = Scorer(student.model, self.computing)
         self._scorer = accelerator.prepare_model(self._own_scorer)
@@ -87,11 +90,11 @@ class Learner:
         if self.checkpointed_layers is None:
             self._choose_layers(parts)
         totals: dict[str, Tensor] = {}
-        for index, (batch, judged) in enumerate(zip(parts, self._judge(parts), strict=True)):
+        for index, (batch, verdict) in enumerate(zip(parts, self._verdicts(parts), strict=True)):
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._scorer):
                 with self._phase(FORWARD):
-                    loss, metrics = self._batch_loss(batch, judged)
+                    loss, metrics = self._batch_loss(batch, verdict)
                 with self._phase(BACKWARD):
                     # DDP averages gradients over processes; the loss is already a share of the global mean
                     self._accelerator.backward(loss * self._accelerator.num_processes)
@@ -147,16 +150,17 @@ class Learner:
         if count:
             checkpoint_layers(self.student.model, self.checkpointed_layers)
 
-    def _judge(self, batches: Sequence[PackedBatch]) -> list[TokenScores | None]:
-        """What the reference says of each batch of the step: it is woken once."""
+    def _verdicts(self, batches: Sequence[PackedBatch]) -> Sequence[Verdict | None]:
+        """What the frozen model says of each batch of the step: it is woken once."""
         if self.reference is None:
             return [None] * len(batches)
         with self._phase(REFERENCE), self.reference.awake() as scorer, self._autocast():
-            return [judge_batch(scorer, batch, self._recipe.reference.temperature) for batch in batches]
+            temperature = self._recipe.reference.temperature
+            return [consult(scorer, batch, self._objective, temperature) for batch in batches]
 
-    def _batch_loss(self, batch: PackedBatch, judged: TokenScores | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _batch_loss(self, batch: PackedBatch, verdict: Verdict | None) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
-            scores = score_batch(self._scorer, batch, judged)
+            scores = score_batch(self._scorer, batch, verdict, self._objective.needs_entropy_at)
         loss, metrics = self._objective(scores, batch.tokens)
         agreement = mean_per_example((scores.argmax == batch.tokens.targets).float(), batch.tokens)
         return loss, {**metrics, "agreement": mean_over_step(agreement, batch.tokens)}
@@ -169,8 +173,7 @@ class Learner:
         seed_rounding(self._recipe.seed, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        every = self._recipe.reference.refresh_every
-        if self.reference is not None and every and number % every == 0:
+        if self.reference is not None and self.refresh_every and number % self.refresh_every == 0:
             self.reference.refresh()
         return {"grad_norm": grad_norm, "lr": torch.tensor(learning_rate)}
 

@@ -1,4 +1,4 @@
-"""The frozen model inside DDO: a snapshot of the student, taken every so many optimizer steps.
+"""The frozen model beside the student: a snapshot of it, taken at the start, for DDO again every so many steps.
 
 Its forms differ in where the snapshot lies; they judge alike.
 """

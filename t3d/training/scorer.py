@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from t3d.corruption import PackedBatch
-from t3d.models import SDARForCausalLM, mask_token_id
+from t3d.models import BlockDiffusionModel, mask_token_id
 from t3d.models.attention import as_attention_mask, two_copy_mask
 from t3d.models.flex import FLEX, span_block_mask
-from t3d.models.scoring import TokenScores, score_tokens
-from t3d.objectives import Scores
+from t3d.models.scoring import Teacher, TokenScores, score_tokens
+from t3d.objectives import Objective, Scores
 from t3d.training.computing import PLAIN, Computing
 
 
 class Scorer(nn.Module):
     """A model behind one `forward`, so that wrappers (DDP, FSDP) see the LM head's work too."""
 
-    def __init__(self, model: SDARForCausalLM, computing: Computing = PLAIN) -> None:
+    def __init__(self, model: BlockDiffusionModel, computing: Computing = PLAIN) -> None:
         super().__init__()
         self.model, self._computing = model, computing
         if computing.attention == "flex":
@@ -28,10 +29,20 @@ class Scorer(nn.Module):
             for part in (*model.model.layers, model.model.norm):
                 part.compile(dynamic=True)
 
-    def forward(
-        self, batch: PackedBatch, targets: Tensor, append_own: bool = False, temperature: float = 0.0
-    ) -> TokenScores:
-        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; the rest as `score_tokens`."""
+    def forward(self, batch: PackedBatch, targets: Tensor, **asked: Any) -> TokenScores:
+        """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; what is `asked` as `score_tokens`."""
+        return score_tokens(
+            self.hidden_states(batch),
+            self.model.lm_head.weight,
+            targets,
+            mask_token_id=mask_token_id(self.model.config),
+            draw_keys=batch.tokens.draw_keys,
+            fused=self._computing.compiled,
+            **asked,
+        )
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """float [M, H]: the final ones at the batch's M tokens with loss."""
         # the residual stream is held in what products are computed in, as it is when the model is served
         embedded = self.model.model.embed_tokens(batch.input_ids)
         if torch.is_autocast_enabled(embedded.device.type):
@@ -42,34 +53,33 @@ class Scorer(nn.Module):
             attention_mask=self._attention_mask(batch, embedded.dtype),
             use_cache=False,
         ).last_hidden_state
-        return score_tokens(
-            hidden.flatten(0, 1)[batch.loss_index],
-            self.model.lm_head.weight,
-            targets,
-            mask_token_id=mask_token_id(self.model.config),
-            append_own=append_own,
-            temperature=temperature,
-            draw_keys=batch.tokens.draw_keys,
-            fused=self._computing.compiled,
-        )
+        return hidden.flatten(0, 1)[batch.loss_index]
 
     def run_layer(self, batch: PackedBatch, inputs: Tensor) -> Tensor:
         """The first layer alone, over float [R, S, H]: to see what a layer costs."""
         model = self.model.model
-        (mask,) = self._attention_mask(batch, inputs.dtype).values()
         return model.layers[0](
             inputs,
-            attention_mask=mask,
+            attention_mask=self._attention_mask(batch, inputs.dtype),
             position_ids=batch.position_ids,
             position_embeddings=model.rotary_emb(inputs, batch.position_ids),
         )
 
-    def _attention_mask(self, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+    def _attention_mask(self, batch: PackedBatch, dtype: torch.dtype) -> Tensor | BlockMask:
         if self._computing.attention == "flex":
             made = batch.block_mask
-            return {"full_attention": made if made is not None else span_block_mask(batch.spans)}
+            return made if made is not None else span_block_mask(batch.spans)
         mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
         return as_attention_mask(mask, dtype)
+
+
+Verdict = TokenScores | Teacher
+"""What the frozen model says of one batch: a reference's scores, or a teacher's distributions."""
+
+
+def consult(frozen: Scorer, batch: PackedBatch, objective: Objective, temperature: float = 0.0) -> Verdict:
+    """The frozen model's forward: what an objective that needs one learns from it; `temperature` as `judge_batch`."""
+    return teach_batch(frozen, batch) if objective.needs_teacher else judge_batch(frozen, batch, temperature)
 
 
 @torch.no_grad()
@@ -81,16 +91,35 @@ def judge_batch(reference: nn.Module, batch: PackedBatch, temperature: float = 0
     return reference(batch, batch.tokens.targets[:, None], append_own=True, temperature=temperature)
 
 
-def score_batch(student: nn.Module, batch: PackedBatch, judged: TokenScores | None = None) -> Scores:
-    """The student's forward: what an objective needs of one batch, beside what the reference said of it."""
-    if judged is None:
-        scored = student(batch, batch.tokens.targets[:, None])
-        return Scores(real=scored.logp[:, 0], argmax=scored.argmax)
-    scored = student(batch, torch.stack([batch.tokens.targets, judged.own], dim=1))
-    return Scores(
-        real=scored.logp[:, 0],
-        argmax=scored.argmax,
-        fake=scored.logp[:, 1],
-        reference_real=judged.logp[:, 0],
-        reference_fake=judged.logp[:, 1],
-    )
+@torch.no_grad()
+def teach_batch(teacher: Scorer, batch: PackedBatch) -> Teacher:
+    """The teacher's forward: hidden states, of which the student's scoring makes distributions a chunk at a time."""
+    # detached: an offloaded model's head stays on the device for as long as somebody holds this
+    return Teacher(teacher.hidden_states(batch), teacher.model.lm_head.weight.detach())
+
+
+def score_batch(
+    student: nn.Module, batch: PackedBatch, verdict: Verdict | None = None, entropy_at: float | None = None
+) -> Scores:
+    """The student's forward: what an objective needs of one batch, beside what the frozen model said of it.
+
+    Args:
+        student: a `Scorer`, or what wraps one.
+        batch: to be scored.
+        verdict: of the frozen model, if the objective needs one.
+        entropy_at: temperature of the softmax whose entropy is needed; None if none is.
+    """
+    targets = batch.tokens.targets[:, None]
+    asked: dict[str, Any] = {}
+    if entropy_at is not None:
+        asked |= {"entropy": True, "entropy_temperature": entropy_at}
+    if isinstance(verdict, Teacher):
+        asked |= {"teacher": verdict}
+    elif verdict is not None:
+        targets = torch.cat([targets, verdict.own[:, None]], dim=1)
+    scored = student(batch, targets, **asked)
+    scores = Scores(scored.logp[:, 0], scored.argmax, entropy=scored.entropy, divergence=scored.divergence)
+    if isinstance(verdict, TokenScores):
+        scores.fake = scored.logp[:, 1]
+        scores.reference_real, scores.reference_fake = verdict.logp[:, 0], verdict.logp[:, 1]
+    return scores
