@@ -62,10 +62,13 @@ def evaluate(
     threshold: Annotated[
         str, typer.Option(help="Comma-separated thresholds of the dynamic rule, for example 0.7,0.9; '' for none.")
     ] = "0.9",
-    name: Annotated[str | None, typer.Option(help="How reports call the model.")] = None,
+    entropy_bound: Annotated[
+        str, typer.Option(help="Comma-separated bounds in nats of the entropy-bounded rule, for example 0.1,0.5.")
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="How reports call the model; default: its own name.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Problems; default: the benchmark's.")] = None,
     shuffle: ShuffleOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Responses to each problem, for pass@k.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each problem, for pass@k and sharpness.")] = 1,
     block_size: BlockOption = None,
     rule: RuleOption = "low_confidence_static",
     temperature: TemperatureOption = 0.0,
@@ -93,6 +96,10 @@ def evaluate(
     chosen = benchmarks_of(words_of(benchmark, "benchmark"), data or [], split)
     numbers = integers_of(tokens_per_step, "tokens-per-step") if tokens_per_step else []
     thresholds = numbers_of(threshold, "threshold") if threshold else []
+    bounds = numbers_of(entropy_bound, "entropy-bound") if entropy_bound else []
+    called = Path(model).name if name is None else name
+    if not called.strip():
+        raise RequestError("--name is empty: say how reports shall call the model")
     base = Decoding(
         block_size=block_size, rule=rule_of(rule), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
@@ -113,21 +120,18 @@ def evaluate(
     engine = Engine.from_pretrained(
         model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
     )
-    settings_of = {}
+    exams = []
     for each in chosen:  # all of them before the first runs
         longest = replace(base, max_new_tokens=max_new_tokens or each.task.max_new_tokens)
-        settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size)
-        evaluation.prepare(engine, each, settings, **asked)
-        settings_of[each.name] = settings
-    for each in chosen:
-        folder = folder_of[each.name]
+        settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size, bounds)
+        exams.append(evaluation.prepare(engine, each, settings, **asked))
+    for exam in exams:
+        folder = folder_of[exam.benchmark.name]
         with _says_how_to_go_on(folder):
-            result = evaluation.evaluate(
+            result = evaluation.take_exam(
                 engine,
-                each,
-                settings_of[each.name],
-                **asked,
-                name=name or Path(model).name,
+                exam,
+                name=called,
                 model=model,
                 out=folder,
                 resume=resume,
@@ -179,6 +183,9 @@ def _show(result: EvalResult, folder: Path) -> None:
 
     report.plot_accuracy([result], folder / "accuracy.png")
     Console().print(report.result_table([result]))
+    sharpness = report.sharpness_table(report.measurements_of([result]))
+    if sharpness.groups:
+        Console().print(sharpness)
     counts = {outcome: sum(each.verdicts.get(outcome, 0) for each in result.settings) for outcome in NOT_DECIDED}
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     if told:

@@ -19,16 +19,18 @@ from t3d.cli import run
 from t3d.config import PromptConfig
 from t3d.errors import RequestError, WorkError
 from t3d.evaluation import EvalResult, SettingResult, write_result
-from t3d.evaluation.metrics import wilson_interval
+from t3d.evaluation.metrics import bootstrap_interval, wilson_interval
 from t3d.evaluation.report import (
     TABLES,
     accuracy_figure,
     comparable,
     measurements_of,
+    paired_table,
     paper_tables,
     plot_accuracy,
     result_markdown,
     result_table,
+    sharpness_table,
     write_comparison,
 )
 from t3d.evaluation.report.layout import Cell, Column, ResultTable, mark_best
@@ -290,16 +292,132 @@ def test_overview_of_one_result():
         ["4 tokens/step", "70.0 (63.3–75.9)", "8,000", "0.25 (0.75)", "25.0", "4.00", "100.0", ends],
         ["dynamic > 0.9", "85.0 (79.4–89.3)", "4,000", "0.50 (1.50)", "50.0", "2.00", "100.0", ends],
     ]
-    sampled = make_setting(80, 2, num_samples=4, pass_at_k={1: 0.4, 2: 0.5, 4: 0.625}, finish_reasons={"stop": 800})
+    sampled = make_setting(80, 2, num_samples=4, finish_reasons={"stop": 800})
     table = result_table([make_result("student", "gsm8k", sampled)])
     assert table.title == "student: gsm8k, 200 problems with 4 responses each"
-    assert [column.name for column in table.columns][2] == "pass@4"
-    assert texts(table)[0][2] == "62.5"
     assert "end" not in [column.name for column in table.columns]  # all ended alike
     both = result_table([TEACHER, STUDENT])
     assert both.title == "gsm8k, 200 problems"
     assert [row[0] for row in texts(both)] == [*["teacher"] * len(TEACHER.settings), *["student"] * 4]
     assert result_markdown([STUDENT]) == result_table([STUDENT]).markdown()
+
+
+# --- what sampling finds ---
+
+
+def sampled(right, number=2, **changes):
+    """A setting with six samples a problem, at temperature 1."""
+    figures = {
+        "num_samples": 6,
+        "temperature": 1.0,
+        "pass_at_k": {1: right / NUM_PROBLEMS, 2: 0.7, 4: 0.875},
+        "majority_accuracy": 0.8125,
+        "majority_interval": (0.75, 0.8665),
+        "distinct_answers": 1.625,
+        "distinct_responses": 0.725,
+        "nats_per_token": 0.21849,
+    }
+    return make_setting(right, number, **{**figures, **changes})
+
+
+def test_sharpness_table_by_hand():
+    sharp = sampled(170, majority_accuracy=0.85, majority_interval=(0.8, 0.9), distinct_answers=1.125)
+    program = sampled(100, majority_accuracy=None, majority_interval=None, distinct_answers=None, nats_per_token=None)
+    teacher = make_result("teacher", "gsm8k", sampled(120))
+    student = make_result("student", "gsm8k", sharp, sampled(150, 4))
+    table = compare(teacher, student, make_result("student", "mbpp", program))["sharpness"]
+    assert [column.name for column in table.columns] == [
+        *("benchmark", "decoding", "method", "pass@1", "pass@4", "maj@6", "answers", "texts %", "nats")
+    ]
+    assert [len(group) for group in table.groups] == [2, 1, 1]
+    usual = ["87.5", "81.2 (75.0–86.7)", "1.62", "72.5", "0.218"]
+    assert texts(table) == [
+        ["gsm8k", "2 tokens/step", "teacher", "60.0", *usual],
+        ["gsm8k", "2 tokens/step", "student", "*85.0*", "87.5", "*85.0 (80.0–90.0)*", "1.12", "72.5", "0.218"],
+        ["gsm8k", "4 tokens/step", "student", "75.0", *usual],
+        ["mbpp", "2 tokens/step", "student", "50.0", "87.5", "–", "–", "72.5", "–"],
+    ]
+    assert "gsm8k: 200 problems with 6 responses each" in notes(table)
+    assert "low_confidence_static keeps the draws that it is sure of" in notes(table)
+    first, *_ = table.records
+    assert (first["majority_interval.low"], first["majority_interval.high"]) == (0.75, 0.8665)
+
+
+def test_sharpness_of_one_model_needs_no_name_and_fits_a_terminal():
+    settings = [sampled(right, number, num_samples=16) for right, number in ((180, 1), (120, 2))]
+    dynamic = sampled(150, None, threshold=0.9, num_samples=16)
+    own = make_result("student", "gsm8k", *settings, dynamic, sampled(90, 4, rule="sequential"))
+    table = sharpness_table(measurements_of([own]))
+    assert [column.name for column in table.columns][:2] == ["decoding", "pass@1"]
+    for each in (table, result_table([own])):
+        lines = shown(each, width=80).splitlines()
+        words = {word for group in each.groups for row in group for cell in row for word in cell.text.split()}
+        assert all(any(word in line for line in lines) for word in words)
+    hot = make_result("student", "gsm8k", sampled(90), sampled(80, temperature=0.5))
+    assert [row[1] for row in texts(sharpness_table(measurements_of([hot])))] == [
+        "student, temperature 1",
+        "student, temperature 0.5",
+    ]
+    assert not sharpness_table(measurements_of([TEACHER])).groups
+    with pytest.raises(RequestError, match=r"--table sharpness.*--samples 16 --temperature 1"):
+        compare(TEACHER, table="sharpness")
+
+
+# --- two models on the same problems ---
+
+
+def answering(rights, number=2, **changes):
+    """A setting that got these of four problems right: "1100"."""
+    return make_setting(rights.count("1"), number, num_problems=4, right_answers=rights, **changes)
+
+
+def test_paired_table_by_hand():
+    base = make_result("base", "gsm8k", answering("1100"), answering("0000", 4))
+    better = make_result("better", "gsm8k", answering("0111"), answering("0110", 4), answering("1111", 1))
+    alike = make_result("alike", "gsm8k", answering("1100"))
+    measurements = comparable({"a": base, "b": better, "c": alike})
+    table = paired_table(measurements, "base")
+    assert [column.name for column in table.columns] == [
+        *("decoding", "method", "acc. % (95% interval)", "change", "won", "lost", "p")
+    ]
+    assert [[row[place] for place in (0, 1, 4, 5, 6)] for row in texts(table)] == [
+        ["2 tokens/step", "better", "2", "1", "1.000"],  # 2 (C(3, 0) + C(3, 1)) / 8
+        ["2 tokens/step", "alike", "0", "0", "1.000"],
+        ["4 tokens/step", "better", "2", "0", "0.500"],  # 2 / 2^2
+    ]
+    low, high = bootstrap_interval([-1, 0, 1, 1])
+    first = table.records[0]
+    assert (first["difference"], first["low"], first["high"]) == (25.0, 100 * low, 100 * high)
+    assert texts(table)[0][3] == f"+25.0 ({100 * low:+.1f}…{100 * high:+.1f})"
+    assert (first["method"], first["base"], first["p"]) == ("better", "base", 1.0)
+    reach = 100 * wilson_interval(0, 4)[1]
+    assert texts(table)[1][3] == f"+0.0 ({-reach:+.1f}…{reach:+.1f})"
+
+
+def test_pairs_of_several_samples_are_of_shares():
+    """Problems are drawn with their samples; McNemar's test knows no samples."""
+    one = make_result("one", "gsm8k", answering("11100000", num_samples=2))
+    other = make_result("other", "mbpp", answering("1000")), make_result("one", "mbpp", answering("1100"))
+    base = make_result("base", "gsm8k", answering("10000010", num_samples=2))
+    table = paired_table(comparable(dict(zip("abcd", (one, base, *other), strict=True))), "base")
+    low, high = bootstrap_interval([0.5, 0.5, 0, -0.5])
+    assert texts(table)[0][-3:] == ["–", "–", "–"]
+    assert table.records[0]["difference"] == 12.5
+    assert (table.records[0]["low"], table.records[0]["high"]) == (100 * low, 100 * high)
+    assert len(table.records) == 1  # the base was not measured on mbpp
+
+
+def test_unpaired_models_are_refused():
+    base, greedy = make_result("base", "gsm8k", answering("1100")), make_result("a", "gsm8k", answering("1100", 4))
+    old = make_result("old", "gsm8k", answering("1100").model_copy(update={"right_answers": None}))
+    for results, name, said in (
+        ((base, greedy), "nobody", "--paired 'nobody' is none of the models compared: use one of base, a"),
+        ((base, greedy), "base", "--paired base: no other model was measured at one of its settings"),
+        ((base, old), "base", "the result of old on gsm8k, by an earlier version of t3d,"),
+    ):
+        with pytest.raises(RequestError, match=said) as refusal:
+            paired_table(measurements_of(results), name)
+        assert "\n" not in str(refusal.value)
 
 
 # --- what may stand side by side ---
@@ -440,6 +558,7 @@ def test_csv_gives_the_results_own_figures_back():
         seen.append((row["method"], row["benchmark"], row["label"]))
         own = setting.model_dump(mode="json")
         low, high = own.pop("interval")
+        assert (own.pop("majority_interval"), own.pop("right_answers")) == (None, None)
         assert (float(row["interval.low"]), float(row["interval.high"])) == (low, high)
         for name, value in own.items():
             if isinstance(value, dict):
@@ -601,7 +720,8 @@ def test_comparison_is_a_folder_of_files(tmp_path):
     tables = paper_tables(measurements)
     names = write_comparison(measurements, tables, tmp_path)
     assert sorted(names) == sorted(each.name for each in tmp_path.iterdir())
-    assert set(names) == {"tables.md", "accuracy.png", "accuracy.svg", *(f"{name}.csv" for name in TABLES)}
+    measured = set(TABLES) - {"sharpness"}
+    assert set(names) == {"tables.md", "accuracy.png", "accuracy.svg", *(f"{name}.csv" for name in measured)}
     text = (tmp_path / "tables.md").read_text()
     assert parsed(text) == [row for table in tables for row in parsed(table.markdown())]
     assert "(accuracy.png)" in text
@@ -650,6 +770,19 @@ def test_compare_command_shows_one_table_and_takes_a_file_once(folder, capsys):
     said = capsys.readouterr().out
     assert "Full-step" in said
     assert "Few-step" not in said
+
+
+def test_compare_command_pairs(tmp_path, capsys):
+    for name, rights in (("base", "1100"), ("better", "0111")):
+        write_result(make_result(name, "gsm8k", answering(rights)), tmp_path / name / "result.json")
+    places = [str(tmp_path / name) for name in ("base", "better")]
+    assert run(["compare", *places, "--table", "few-step", "--paired", "base", "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(words in said for words in ("Few-step", "Against base on the same problems", "+25.0", "paired.csv"))
+    rows = list(csv.DictReader((tmp_path / "out" / "paired.csv").open()))
+    assert [(row["method"], row["base"], row["won"], row["lost"]) for row in rows] == [("better", "base", "2", "1")]
+    assert run(["compare", *places, "--paired", "best"]) == 2
+    assert "--paired 'best' is none of the models" in capsys.readouterr().err
 
 
 def test_compare_command_refuses(folder, capsys):

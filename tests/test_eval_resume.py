@@ -227,6 +227,18 @@ def test_a_damaged_journal(engine, whole, tmp_path):
         take(engine, tmp_path, resume=True)
 
 
+def test_a_journal_of_another_version(engine, whole, tmp_path):
+    """The first had no version, and no surprisal."""
+    lines = [json.loads(line) for line in whole[2].splitlines()]
+    del lines[0]["header"]["version"]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(RequestError, match=r"journal.jsonl: begun by another version of t3d") as refusal:
+        take(engine, tmp_path, resume=True)
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
 def test_a_full_disk_costs_nothing_that_is_written(engine, whole, tmp_path, monkeypatch):
     original = Journal._write
 

@@ -4,7 +4,7 @@ import json
 import signal
 from collections import Counter
 from dataclasses import replace
-from math import comb
+from math import comb, log
 from time import perf_counter
 
 import numpy as np
@@ -16,8 +16,18 @@ from t3d.cli_eval import benchmarks_of
 from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.errors import RequestError
-from t3d.evaluation import BENCHMARKS, evaluate, get_benchmark, read_result, settings_to_try, write_result
+from t3d.evaluation import (
+    BENCHMARKS,
+    evaluate,
+    get_benchmark,
+    prepare,
+    read_result,
+    settings_to_try,
+    take_exam,
+    write_result,
+)
 from t3d.evaluation.answers import Answer, figures_of
+from t3d.evaluation.diversity import vote_of
 from t3d.evaluation.exam import seeds_of
 from t3d.evaluation.metrics import bootstrap_interval, wilson_interval
 from t3d.evaluation.settings import label_of
@@ -66,6 +76,13 @@ def test_settings_are_there_and_are_told_apart():
     assert [label_of(each) for each in settings_to_try([1], [], Decoding(rule="entropy_bounded"), 4)] == [
         "entropy <= 0.5"
     ]
+    bounded = settings_to_try([1], [0.9], Decoding(), 4, [0.1, 0.0])
+    assert [label_of(each) for each in bounded[2:]] == ["entropy <= 0.1", "entropy <= 0"]
+    assert [each.steps_per_block for each in bounded[2:]] == [4, 4]
+    with pytest.raises(RequestError, match=r"entropy <= 0\.5 would be measured twice"):
+        settings_to_try([1], [], Decoding(rule="entropy_bounded"), 4, [0.5])
+    with pytest.raises(RequestError, match="entropy_bound must be 0 or more, not -1"):
+        settings_to_try([], [], Decoding(), 4, [-1.0])
     for numbers, thresholds, rule in (
         ([1, 1], [], "sequential"),
         ([1, 2], [], "entropy_bounded"),
@@ -142,6 +159,79 @@ def test_chances_and_intervals_are_those_of_the_answers(sampled):
         assert setting.interval[0] < setting.accuracy < setting.interval[1]
 
 
+def test_what_sampling_finds_is_that_of_the_answers(sampled):
+    result, answers = sampled
+    assert any(each["answer"] is None for each in answers)
+    for setting in result.settings:
+        shares, counts, texts = [], [], []
+        for index in range(LIMIT):
+            own = [a for a in answers if (a["setting"], a["problem_id"]) == (setting.label, f"test/{index}")]
+            tally = Counter(vote_of(a["answer"], a["right"]) for a in own if a["answer"] is not None)
+            first = [answer for answer in tally if tally[answer] == max(tally.values())]
+            shares.append(first.count(vote_of("", True)) / max(1, len(first)))
+            counts.append(len(tally))
+            texts.append(len({a["response"] for a in own}) / SAMPLES)
+        assert setting.majority_accuracy == pytest.approx(sum(shares) / LIMIT)
+        assert setting.majority_interval == bootstrap_interval(shares)
+        assert setting.distinct_responses == pytest.approx(sum(texts) / LIMIT)
+        assert setting.distinct_answers == pytest.approx(sum(counts) / LIMIT)
+
+
+def test_right_answers_are_kept_by_problem_and_sample(sampled):
+    result, answers = sampled
+    for setting in result.settings:
+        own = {(a["problem_id"], a["sample"]): a["right"] for a in answers if a["setting"] == setting.label}
+        in_order = sorted(f"test/{index}" for index in range(LIMIT))
+        assert in_order[2] == "test/10"
+        expected = [[own[problem, sample] for sample in range(SAMPLES)] for problem in in_order]
+        assert setting.rights().tolist() == expected
+    assert setting.model_copy(update={"right_answers": None}).rights() is None
+
+
+def test_right_answers_of_shuffled_problems_are_in_the_same_order(engine):
+    engine = Engine(engine.model, engine.tokenizer, backend=Dice())
+    settings = settings_to_try([1], [], Decoding(max_new_tokens=12), 4)
+    (plain,), (shuffled,) = (
+        evaluate(engine, paper_benchmark(40), settings, name="tiny", model="a/b", shuffle=shuffle).settings
+        for shuffle in (None, 3)
+    )
+    assert 0 < plain.num_right < 40
+    assert plain.right_answers == shuffled.right_answers
+
+
+def test_nats_per_token_estimate_the_entropy_of_what_was_drawn_from(engine):
+    """One token of two (top-k 2), 300 times: its two probabilities are known, and so is the entropy."""
+    decoding = Decoding(max_new_tokens=1, temperature=1.0, top_k=2, rule="sequential")
+    exam = prepare(
+        engine, paper_benchmark(1), settings_to_try([1], [], decoding, 4), samples=300, prompt=PromptConfig()
+    )
+    generations = engine.generate([item.prompt_ids for item in exam.items], exam.settings[0])
+    probabilities = {each.token_ids[0]: each.confidences[0] for each in generations}.values()
+    assert len(probabilities) == 2
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    entropy = -sum(p * log(p) for p in probabilities)
+    deviation = sum(p * (log(p) + entropy) ** 2 for p in probabilities) ** 0.5
+    measured = take_exam(engine, exam, name="tiny", model="a/b").settings[0].nats_per_token
+    assert measured == pytest.approx(entropy, abs=4 * deviation / 300**0.5 + 1e-6)
+
+
+def test_nats_per_token_by_hand():
+    decoding = Decoding(block_size=4, steps_per_block=4)
+    answer = Answer("", "", 0, True, "right", None, "1", "", "", 5, 6, 5, 1.0, "stop", 2.0)
+    failed = replace(answer, finish_reason="error", surprisal=None, num_tokens=3)
+    longer = replace(answer, num_tokens=15, surprisal=4.0)
+    assert figures_of(decoding, [answer, longer, failed], 1, 1.0).nats_per_token == 6 / 20
+    assert figures_of(decoding, [failed], 1, 1.0).nats_per_token is None
+
+
+def test_programs_have_no_majority():
+    decoding = Decoding(block_size=4, steps_per_block=4)
+    answer = Answer("", "", 0, True, "right", "print(1)", None, "", "a", 5, 6, 5, 1.0, "stop", 2.0)
+    found = figures_of(decoding, [answer, replace(answer, response="b")], 2, 1.0)
+    assert (found.majority_accuracy, found.majority_interval, found.distinct_answers) == (None, None, None)
+    assert found.distinct_responses == 1.0
+
+
 def test_answers_are_in_the_order_of_problems_and_judged_each_by_its_own(sampled):
     _, answers = sampled
     asked = [(f"test/{index}", sample, str(index)) for index in range(LIMIT) for sample in range(SAMPLES)]
@@ -181,6 +271,8 @@ def test_one_sample_has_wilson_intervals_and_greedy_ones_repeat(engine):
     (setting,), (again,) = first.settings, second.settings
     assert setting.interval == wilson_interval(setting.num_right, 7)
     assert setting.pass_at_k == {1: setting.accuracy}
+    assert (setting.majority_accuracy, setting.distinct_answers, setting.distinct_responses) == (None, None, None)
+    assert setting.nats_per_token > 0  # the surprisal of the greedy path
     assert (setting.num_right, setting.num_tokens, setting.verdicts) == (
         again.num_right,
         again.num_tokens,
@@ -192,10 +284,12 @@ def test_one_sample_has_wilson_intervals_and_greedy_ones_repeat(engine):
 
 def test_the_interval_of_samples_that_are_all_alike_is_not_a_point():
     decoding = Decoding(block_size=4, steps_per_block=4)
-    answer = Answer("", "", 0, True, "right", None, None, "", "", 5, 6, 5, 1.0, "stop")
+    answer = Answer("", "", 0, True, "right", None, None, "", "", 5, 6, 5, 1.0, "stop", 1.0)
     for right, interval in ((True, wilson_interval(10, 10)), (False, wilson_interval(0, 10))):
         answers = [replace(answer, right=right)] * 20
         assert figures_of(decoding, answers, num_samples=2, seconds=1.0).interval == interval
+    some = [replace(answer, right=problem < 3, problem_id=f"{problem}") for problem in range(10) for _ in range(2)]
+    assert figures_of(decoding, some, num_samples=2, seconds=1.0).interval == wilson_interval(3, 10)
 
 
 def responses(engine, tmp_path, name, **options):
@@ -264,7 +358,7 @@ def test_wrong_requests_run_nothing(engine, tmp_path):
     for settings, options, said in (
         (greedy, {"samples": 2}, "temperature 0"),
         (greedy, {"samples": 0}, "samples must be at least 1"),
-        ([*greedy, *long], {}, "256 positions"),
+        ([*greedy, *long], {}, r"benchmark paper: the prompt of test/0 \(\d+ tokens\) plus max_new_tokens \(250\)"),
         (greedy, {"prompt": PromptConfig(style="chat")}, "chat template"),
         (greedy, {"benchmark": get_benchmark("story"), "shuffle": 1}, "shuffle"),
     ):
@@ -303,7 +397,7 @@ def test_results_of_another_schema_are_told_from_what_is_none(sampled, tmp_path)
     fields = sampled[0].model_dump(mode="json")
     file = tmp_path / "result.json"
     first = ("name", "model", "model_fingerprint", "benchmark", "seed", "device", "versions", "settings")
-    for other in ({name: fields[name] for name in first}, {**fields, "schema_version": 3}):
+    for other in ({name: fields[name] for name in first}, {**fields, "schema_version": 4}):
         file.write_text(json.dumps(other))
         with pytest.raises(RequestError, match="run t3d eval again"):
             read_result(file)
@@ -311,6 +405,19 @@ def test_results_of_another_schema_are_told_from_what_is_none(sampled, tmp_path)
         file.write_bytes(content)
         with pytest.raises(RequestError, match="not a result of t3d eval"):
             read_result(file)
+
+
+def test_results_of_the_schema_before_are_read(sampled, tmp_path):
+    fields = sampled[0].model_dump(mode="json") | {"schema_version": 2}
+    added = {"majority_accuracy", "majority_interval", "distinct_answers", "distinct_responses", "nats_per_token"}
+    for setting in fields["settings"]:
+        for name in added | {"right_answers"}:
+            del setting[name]
+    (tmp_path / "result.json").write_text(json.dumps(fields))
+    read = read_result(tmp_path / "result.json")
+    assert read.schema_version == 2
+    for old, new in zip(read.settings, sampled[0].settings, strict=True):
+        assert old == new.model_copy(update=dict.fromkeys(added | {"right_answers"}))
 
 
 # The command line
@@ -350,6 +457,34 @@ def test_eval_end_to_end(model_folder, tmp_path, capsys):
     assert (first.name, second.name) == ("first", "tiny")
     assert first.data_fingerprint == second.data_fingerprint
     assert (tmp_path / "a" / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_eval_renders_and_encodes_its_prompts_once(model_folder, tmp_path, monkeypatch):
+    encoded, encode = [], Engine.encode
+    monkeypatch.setattr(Engine, "encode", lambda self, texts: encoded.append(len(texts)) or encode(self, texts))
+    assert run(eval_words(model_folder, tmp_path / "a", "--tokens-per-step", "4", "--threshold", "")) == 0
+    assert encoded == [4]
+
+
+def test_eval_of_samples_says_what_sampling_found(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    more = ["--temperature", "1", "--samples", "4", "--threshold", "", "--entropy-bound", "0.5,1"]
+    assert run(eval_words(model_folder, tmp_path / "a", *more)) == 0
+    said = capsys.readouterr().out
+    labels = [each.label for each in read_result(tmp_path / "a" / "result.json").settings]
+    assert labels == ["1 token/step", "2 tokens/step", "4 tokens/step", "entropy <= 0.5", "entropy <= 1"]
+    assert all(words in said for words in ("Sharpness on story", "pass@4", "maj@4", "low_confidence_static keeps"))
+    assert run(eval_words(model_folder, tmp_path / "b", "--tokens-per-step", "4", "--threshold", "")) == 0
+    assert "Sharpness" not in capsys.readouterr().out
+
+
+def test_eval_wants_a_name(model_folder, tmp_path, capsys):
+    for name in ("", " "):
+        assert run(eval_words(model_folder, tmp_path / "a", "--name", name)) == 2
+        said = capsys.readouterr().err
+        assert "--name is empty" in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_eval_of_several_benchmarks_is_interrupted_and_resumed(model_folder, tmp_path, capsys, monkeypatch):

@@ -1,7 +1,8 @@
 """Accuracy against parallelism: run a benchmark at several decoding settings, report with everything counted.
 
 `run` is the story: an `exam` of a benchmark's problems, at each of the `settings` decoded and graded (`marking`) into a
-`journal` on disk, from which come `answers` and their figures (`metrics`, `results`). `report` is for people.
+`journal` on disk, from which come `answers` and their figures (`metrics`, `diversity`, `results`). `report` is for
+people.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from t3d.evaluation.settings import label_of, settings_to_try
 
 if TYPE_CHECKING:
     from t3d.evaluation.exam import prepare
-    from t3d.evaluation.run import evaluate
+    from t3d.evaluation.run import evaluate, take_exam
 
 __all__ = [
     "BENCHMARKS",
@@ -27,13 +28,14 @@ __all__ = [
     "read_result",
     "require_unused",
     "settings_to_try",
+    "take_exam",
     "write_result",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`evaluate` and `prepare` on first use: they import torch, and `t3d compare` does not need it."""
-    if name in ("evaluate", "prepare"):
+    """What runs an engine, on first use: it imports torch, and `t3d compare` does not need it."""
+    if name in ("evaluate", "prepare", "take_exam"):
         from t3d.evaluation import run
 
         return getattr(run, name)

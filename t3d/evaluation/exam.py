@@ -38,17 +38,23 @@ class Exam:
     """All that is asked, at one setting after the other.
 
     Attributes:
+        benchmark: whose problems are asked, and whose grader marks the answers.
         settings: resolved.
         items: problem by problem, each with its samples.
         num_samples: responses to each problem.
+        seed: of decoding, and of the problems of an endless benchmark.
+        shuffle: seed of the order that the problems were taken from; None is the source's own.
         form: resolved, of the prompts.
         data_fingerprint: of the problems with their answers and tests, whatever their order and form.
         prompt_fingerprint: of the rendered prompts, whatever their order.
     """
 
+    benchmark: Benchmark
     settings: list[Decoding]
     items: list[Item]
     num_samples: int
+    seed: int
+    shuffle: int | None
     form: PromptConfig
     data_fingerprint: str
     prompt_fingerprint: str
@@ -83,11 +89,8 @@ def prepare(
     problems = benchmark.problems(limit, shuffle, seed)
     questions = put_questions(benchmark.task, problems, prompt, engine.tokenizer)
     prompt_ids = engine.encode([each.text for each in questions.prompts])
-    try:
-        for setting in settings:
-            engine.check(prompt_ids, setting)
-    except RequestError as error:  # it counts prompts, whatever they are of
-        raise RequestError(f"benchmark {benchmark.name}: {error}") from error
+    for setting in settings:
+        _check(engine, benchmark, questions.problems, prompt_ids, setting)
     items = [
         Item(problem, ids, sample, response_seed)
         for problem, ids in zip(questions.problems, prompt_ids, strict=True)
@@ -95,8 +98,32 @@ def prepare(
     ]
     prompts = ([each.prompt_id, each.text] for each in questions.prompts)
     return Exam(
-        list(settings), items, samples, questions.form, _fingerprint(map(asdict, problems)), _fingerprint(prompts)
+        benchmark=benchmark,
+        settings=list(settings),
+        items=items,
+        num_samples=samples,
+        seed=seed,
+        shuffle=shuffle,
+        form=questions.form,
+        data_fingerprint=_fingerprint(map(asdict, problems)),
+        prompt_fingerprint=_fingerprint(prompts),
     )
+
+
+def _check(
+    engine: Engine,
+    benchmark: Benchmark,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    setting: Decoding,
+) -> None:
+    """Refuse prompts that cannot be decoded: the engine counts prompts, here the problem is named."""
+    for problem, prompt_ids in zip(problems, prompts, strict=True):
+        try:
+            engine.check([prompt_ids], setting)
+        except RequestError as error:
+            said = str(error).replace("prompt 0 ", f"the prompt of {problem.problem_id} ", 1)
+            raise RequestError(f"benchmark {benchmark.name}: {said}") from error
 
 
 def seeds_of(problem_id: str, samples: int, seed: int) -> list[int]:

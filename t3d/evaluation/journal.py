@@ -1,6 +1,6 @@
 """The journal of an evaluation: what is finished, on disk at once, so that a run that was killed can go on.
 
-    {"header": {"identity": {...}, "started": ..., "command": ...}}
+    {"header": {"identity": {...}, "started": ..., "command": ..., "version": 2}}
     {"setting": 0, "place": 3, "response": {...}}
     {"setting": 0, "place": 3, "verdict": {...}}
 
@@ -21,6 +21,8 @@ from t3d.errors import RequestError, WorkError
 from t3d.types import FinishReason, Verdict
 
 JOURNAL_FILE = "journal.jsonl"
+JOURNAL_VERSION = 2
+"""Of what lines hold; the first had no number."""
 
 Key = tuple[int, int]
 """A response's setting and its item, by their places among those of the evaluation."""
@@ -34,11 +36,13 @@ class Header:
         identity: name -> value of all that a resumed run must share with it; JSON.
         started: UTC time of its first part, ISO 8601.
         command: that started it.
+        version: of the journal's lines.
     """
 
     identity: dict[str, Any]
     started: str
     command: str
+    version: int = JOURNAL_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Response:
         text: of the response.
         num_tokens, num_forwards, seconds, finish_reason, error: as in `Generation`.
         steps: denoising steps up to the last that revealed one of its tokens.
+        surprisal: nats, as in `t3d.evaluation.diversity`; None of a response that ended by an error.
     """
 
     part: int
@@ -62,6 +67,7 @@ class Response:
     seconds: float
     finish_reason: FinishReason
     error: str | None
+    surprisal: float | None
 
 
 class Journal:
@@ -183,11 +189,20 @@ def _lines_of(file: Path, stream: BinaryIO, header: Header) -> list[dict[str, An
         whole = content[: content.rfind(b"\n") + 1]
         lines = _parse(whole, file)
         if lines:  # else killed before the header was there
+            _require_this_version(file, lines[0]["header"])
             require_same(file.parent, Header(**lines[0]["header"]).identity, header.identity)
         stream.truncate(len(whole))
     except OSError as error:
         raise WorkError(f"cannot read {file}: {error.strerror or error}") from error
     return lines
+
+
+def _require_this_version(file: Path, header: dict[str, Any]) -> None:
+    if "identity" in header and header.get("version") != JOURNAL_VERSION:
+        raise RequestError(
+            f"{file}: begun by another version of t3d, which kept other figures; finish it with that one, or choose "
+            "another folder"
+        )
 
 
 def require_same(folder: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:

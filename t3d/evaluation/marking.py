@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 
 from t3d.engine import Engine
+from t3d.evaluation.diversity import surprisal
 from t3d.evaluation.exam import Item
 from t3d.evaluation.journal import Journal, Response
 from t3d.evaluation.settings import label_of
@@ -107,4 +108,5 @@ def _response(generation: Generation, part: int, elapsed: float) -> Response:
         seconds=generation.seconds,
         finish_reason=generation.finish_reason,
         error=generation.error,
+        surprisal=None if generation.finish_reason == "error" else surprisal(generation.confidences),
     )

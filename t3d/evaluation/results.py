@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from t3d.config import Config, PromptConfig
@@ -26,8 +28,8 @@ class SettingResult(Config):
         num_problems, num_samples: problems, and responses to each.
         num_right: right responses.
         accuracy: share of right responses: pass@1.
-        interval: its 95% interval: Wilson's with one response a problem, or where all are right or all are wrong; else
-            bootstrapped over problems.
+        interval: its 95% interval: Wilson's where each problem's responses are all right or all wrong, as with one
+            response a problem; else bootstrapped over problems.
         pass_at_k: k -> unbiased estimate of the chance that one of k responses is right (Chen et al. 2021, eq. 1), for
             each power of two up to `num_samples`.
         verdicts: how many responses were found right, wrong, unparsed, timed out, and so on (`Verdict.outcome`); those
@@ -43,6 +45,16 @@ class SettingResult(Config):
             company that it was decoded in (batch size 1 gives the latency of a lone request).
         mean_length: response tokens.
         finish_reasons: how many responses ended in which way.
+        majority_accuracy: expected share of problems whose most frequent answer is right, ties broken by lot; None with
+            one response a problem, or where answers are programs. majority_interval: its 95% interval, as `interval`.
+        distinct_answers: mean number of different answers to a problem, under the same conditions.
+        distinct_responses: mean number of different texts a problem / `num_samples`; None with one response a problem.
+        nats_per_token: mean surprisal -log(confidence) of the response tokens, of responses that did not end by an
+            error; None if there is none. What it estimates: docs/evaluation.md, "Sharpness".
+        right_answers: "1" a right response and "0" a wrong one, problems in the order of their ids, each with its
+            samples: what paired comparisons need. `rights` reads it.
+
+        What files of schema 2 lack is None: these six.
     """
 
     label: str
@@ -74,13 +86,29 @@ class SettingResult(Config):
     mean_length: float
     finish_reasons: dict[str, int]
     entropy_bound: float | None = None
+    majority_accuracy: float | None = None
+    majority_interval: tuple[float, float] | None = None
+    distinct_answers: float | None = None
+    distinct_responses: float | None = None
+    nats_per_token: float | None = None
+    right_answers: str | None = None
+
+    def rights(self) -> NDArray[np.bool_] | None:
+        """Which responses are right, bool [num_problems, num_samples], problems in the order of their ids.
+
+        At settings of results over the same data, rows are of the same problems. None if the file does not tell.
+        """
+        if self.right_answers is None:
+            return None
+        flags = np.frombuffer(self.right_answers.encode(), dtype=np.uint8) == ord("1")
+        return flags.reshape(self.num_problems, self.num_samples)
 
 
 class EvalSubject(Config):
     """What an evaluation is of, and how it is done: all of a result but its figures.
 
     Attributes:
-        schema_version: of the file.
+        schema_version: of the file; 2 had fewer figures, and is read too.
         name: how reports call the model.
         model: folder, hub id or built-in name; model_fingerprint: of its weights.
         benchmark, split: which problems; data: file, folder or hub id that they came from, None for a built-in task.
@@ -96,7 +124,7 @@ class EvalSubject(Config):
         command: what was typed, "" from Python.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = 3
     name: str
     model: str
     model_fingerprint: str
@@ -169,4 +197,4 @@ def _is_of_another_schema(text: str) -> bool:
         return False
     if not isinstance(fields, dict) or not {"settings", "model_fingerprint"} <= fields.keys():
         return False
-    return fields.get("schema_version") != EvalSubject.model_fields["schema_version"].default
+    return fields.get("schema_version") not in get_args(EvalSubject.model_fields["schema_version"].annotation)

@@ -46,23 +46,59 @@ def evaluate(
     reporter: Reporter | None = None,
     command: str = "",
 ) -> EvalResult:
-    """Accuracy, parallelism and speed of one model at each setting.
-
-    A response depends on its problem, its number among the problem's samples, `seed` and the setting: not on what else
-    is asked, and not on where a run was cut off. Responses are graded while others are decoded. What is finished is on
-    disk at once: result.json after each setting with those that are complete, the rest in a journal, which at the end
-    becomes answers.jsonl (problem by problem at each setting).
+    """Accuracy, parallelism and speed of one model at each setting: `prepare` an exam, then `take_exam`.
 
     Args:
         engine: with a tokenizer.
         benchmark: the problems and their grader.
         settings: resolved decoding settings (`settings_to_try`), whose own seeds are not used.
-        name: how reports call the model; model: where it came from.
         limit: problems; None takes the benchmark's default.
         seed: of decoding, and of the problems of an endless benchmark.
         shuffle: seed of the order that `limit` takes from; None is the source's own.
         samples: responses to each problem.
         prompt: how questions are put; what it leaves open is the task's.
+        others: as in `take_exam`.
+
+    Raises:
+        RequestError, WorkError: as those two.
+    """
+    exam = prepare(engine, benchmark, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=prompt)
+    return take_exam(
+        engine,
+        exam,
+        name=name,
+        model=model,
+        out=out,
+        resume=resume,
+        grader_options=grader_options,
+        reporter=reporter,
+        command=command,
+    )
+
+
+def take_exam(
+    engine: Engine,
+    exam: Exam,
+    *,
+    name: str,
+    model: str,
+    out: Path | None = None,
+    resume: bool = False,
+    grader_options: GraderOptions = DEFAULT_OPTIONS,
+    reporter: Reporter | None = None,
+    command: str = "",
+) -> EvalResult:
+    """Accuracy, parallelism and speed of one model at each setting of an exam.
+
+    A response depends on its problem, its number among the problem's samples, the exam's seed and the setting: not on
+    what else is asked, and not on where a run was cut off. Responses are graded while others are decoded. What is
+    finished is on disk at once: result.json after each setting with those that are complete, the rest in a journal,
+    which at the end becomes answers.jsonl (problem by problem at each setting).
+
+    Args:
+        engine: that the exam was prepared for.
+        exam: what is asked.
+        name: how reports call the model; model: where it came from.
         out: folder for all files; None writes none.
         resume: go on with what an earlier run left in `out`, decoding no response twice; one that is finished is only
             read.
@@ -71,22 +107,21 @@ def evaluate(
         command: what the result says was typed.
 
     Raises:
-        RequestError: before anything runs: a prompt that cannot be decoded at one of the settings; no sandbox where
-            there are programs to run; a folder that holds an evaluation already, or, to resume, another one.
+        RequestError: before anything runs: no sandbox where there are programs to run; a folder that holds an
+            evaluation already, or, to resume, another one.
         WorkError: the disk refuses.
     """
-    exam = prepare(engine, benchmark, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=prompt)
     if out is not None and not resume:
         require_unused(out)
-    with benchmark.task.grader(grader_options) as grader:
-        subject = _subject(engine, benchmark, exam, grader, name, model, seed, shuffle, command)
-        identity = identity_of(subject, [setting_fields(each) for each in settings], samples)
+    with exam.benchmark.task.grader(grader_options) as grader:
+        subject = _subject(engine, exam, grader, name, model, command)
+        identity = identity_of(subject, [setting_fields(each) for each in exam.settings], exam.num_samples)
         if out is not None and (finished := finished_result(out, identity)) is not None:
             return finished
         header = Header(identity, subject.started, subject.command)
         with closing(open_journal(out, header, resume)) as journal:
             first_part = {"started": journal.header.started, "command": journal.header.command}
-            total = len(exam.items) * len(settings)
+            total = len(exam.items) * len(exam.settings)
             with _reporting(reporter, name, total, done=len(journal.verdicts)) as bar:
                 return _run(engine, exam, grader, journal, bar, subject.model_copy(update=first_part), out)
 
@@ -129,17 +164,8 @@ def _answers(number: int, decoding: Decoding, exam: Exam, journal: Journal) -> l
     ]
 
 
-def _subject(
-    engine: Engine,
-    benchmark: Benchmark,
-    exam: Exam,
-    grader: Grader,
-    name: str,
-    model: str,
-    seed: int,
-    shuffle: int | None,
-    command: str,
-) -> EvalSubject:
+def _subject(engine: Engine, exam: Exam, grader: Grader, name: str, model: str, command: str) -> EvalSubject:
+    benchmark = exam.benchmark
     return EvalSubject(
         name=name,
         model=model,
@@ -147,8 +173,8 @@ def _subject(
         benchmark=benchmark.name,
         split=benchmark.split,
         data=benchmark.data,
-        seed=seed,
-        shuffle=shuffle,
+        seed=exam.seed,
+        shuffle=exam.shuffle,
         data_fingerprint=exam.data_fingerprint,
         prompt=exam.form,
         prompt_fingerprint=exam.prompt_fingerprint,

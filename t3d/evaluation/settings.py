@@ -29,13 +29,24 @@ SETTING_FIELDS = (
 
 
 def settings_to_try(
-    tokens_per_step: Sequence[int], thresholds: Sequence[float], base: Decoding, model_block_size: int
+    tokens_per_step: Sequence[int],
+    thresholds: Sequence[float],
+    base: Decoding,
+    model_block_size: int,
+    entropy_bounds: Sequence[float] = (),
 ) -> list[Decoding]:
-    """Decoding settings: the base rule at each number of tokens per step, the dynamic rule at each threshold.
+    """Decoding settings: the base rule at each number of tokens per step, then the rules that decide by themselves.
+
+    Args:
+        tokens_per_step: each divides the block size.
+        thresholds: of the dynamic rule.
+        base: all else, and the rule of the first kind.
+        model_block_size: where `base` has none.
+        entropy_bounds: nats, of the entropy-bounded rule.
 
     Raises:
-        RequestError: a number of tokens per step that does not divide the block, a threshold out of range, the same
-            setting twice, or none.
+        RequestError: a number of tokens per step that does not divide the block, a threshold or bound out of range, the
+            same setting twice, or none.
     """
     block_size = base.block_size or model_block_size
     for number in tokens_per_step:
@@ -44,11 +55,12 @@ def settings_to_try(
     full = replace(base, block_size=block_size, steps_per_block=block_size)
     settings = [replace(full, steps_per_block=block_size // number) for number in tokens_per_step]
     settings += [replace(full, rule=DYNAMIC, threshold=threshold) for threshold in thresholds]
+    settings += [replace(full, rule=ENTROPY, entropy_bound=bound) for bound in entropy_bounds]
     if not settings:
-        raise RequestError("nothing to evaluate: give --tokens-per-step, or --threshold, or both")
+        raise RequestError("nothing to evaluate: give --tokens-per-step, --threshold or --entropy-bound")
     twice = [label for label, count in Counter(map(label_of, settings)).items() if count > 1]
     if twice:
-        raise RequestError(f"{twice[0]} would be measured twice: name each tokens-per-step and each threshold once")
+        raise RequestError(f"{twice[0]} would be measured twice: name each value once")
     return settings
 
 

@@ -31,9 +31,20 @@ def accuracy_cell(measurement: Measurement | None) -> Cell:
     """Accuracy in percent with its 95% interval, "93.1 (91.6–94.3)", that competes with the others of its column."""
     if measurement is None:
         return MISSING
-    low, high = measurement.setting.interval
-    text = f"{measurement.percent:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-    return Cell(text, score=round(measurement.percent, 1))
+    return share_cell(measurement.setting.accuracy, measurement.setting.interval)
+
+
+def share_cell(share: float | None, interval: tuple[float, float] | None) -> Cell:
+    """A share in percent with its interval, in the same way."""
+    if share is None or interval is None:
+        return MISSING
+    low, high = interval
+    return Cell(f"{100 * share:.1f} ({100 * low:.1f}–{100 * high:.1f})", score=round(100 * share, 1))
+
+
+def signed(points: float) -> str:
+    """A difference with one decimal and its sign: "+0.4"."""
+    return f"{round(points, 1) + 0.0:+.1f}"  # no minus before a zero
 
 
 def figure_cell(value: float | None) -> Cell:
@@ -45,8 +56,7 @@ def with_change(cell: Cell, points: float | None) -> Cell:
     """A cell that also says by how many points it differs from another, where that is known: "93.1, +0.4"."""
     if points is None:
         return cell
-    change = round(points, 1) + 0.0  # no minus before a zero
-    return replace(cell, text=f"{cell.text}, {change:+.1f}")
+    return replace(cell, text=f"{cell.text}, {signed(points)}")
 
 
 ACCURACY = MeasurementColumn(Column("acc. % (95% interval)"), accuracy_cell)
@@ -61,6 +71,7 @@ COST = (
     MeasurementColumn(Column("length"), lambda each: Cell(f"{each.setting.mean_length:.1f}")),
 )
 """What decoding cost and how long its responses are."""
+SERIES = MeasurementColumn(METHOD, lambda each: Cell(each.series))
 DECODING = MeasurementColumn(Column("decoding", is_text=True), lambda each: Cell(each.setting.label))
 
 

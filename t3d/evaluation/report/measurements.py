@@ -44,12 +44,12 @@ class Measurement:
         return 100 * self.setting.accuracy
 
     def record(self) -> dict[str, Any]:
-        """All of it, flat and unrounded: interval.low and interval.high, counts as verdicts.wrong and so on."""
+        """All figures, flat and unrounded: interval.low and interval.high, counts as verdicts.wrong and so on."""
         flat: dict[str, Any] = {"method": self.result.name, "series": self.series}
         flat |= self.result.model_dump(exclude={"schema_version", "name", "settings", "prompt", "versions", "command"})
-        for name, value in self.setting.model_dump().items():
-            if name == "interval":
-                value = dict(zip(("low", "high"), value, strict=True))
+        for name, value in self.setting.model_dump(exclude={"right_answers"}).items():
+            if name.endswith("interval"):
+                value = dict(zip(("low", "high"), value or (None, None), strict=True))
             flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
         return flat
 

@@ -7,11 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from t3d.evaluation.metrics import AUP_ACCURACY_DROP, AUP_ALPHA
 from t3d.evaluation.report.measurements import Measurement, grouped
 from t3d.evaluation.results import EvalResult
+from t3d.evaluation.settings import DYNAMIC, STATIC
 
 COST = (
     "tokens/s: of all requests together. Latency: median (95th percentile) seconds from a request's admission to its "
     "last token, in the company that it was decoded in. Steps: denoising steps a response. TPF: tokens per forward, "
     "all forwards counted. Length: tokens a response."
+)
+SHARPNESS = (
+    "pass@k: the chance that one of k responses is right. maj@n: that the most frequent answer of n responses is, ties "
+    "broken by lot. Answers: different ones to a problem. Texts: different responses, in percent of the responses to a "
+    "problem. Nats: mean -log(confidence) a token, the temperature and filters that it was drawn with counted in."
+)
+PAIRED = (
+    "Change: bootstrap over problems, drawn for both models at once. Won, lost: problems that only it, or only the "
+    "other, gets right; p: McNemar's exact test of those, two-sided, for this comparison alone. Both take the two "
+    "models as they are: what another training seed would give is not in them."
 )
 AUP = (
     "A curve's points are (TPF r, accuracy y in percent) in the order of r, without those whose accuracy is more than "
@@ -46,6 +57,13 @@ def undecided(measurements: Iterable[Measurement], place: Callable[[Measurement]
     groups = grouped(measurements, place).items()
     close = [name for name, group in groups if len(group) > 1 and _is_close(group)]
     return [f"Too close to call, the best two inside each other's 95% interval: {'; '.join(close)}."] if close else []
+
+
+def confident_rules(measurements: Iterable[Measurement]) -> list[str]:
+    """Where nats are less than the entropy of what was drawn from, since drawn tokens were chosen by confidence."""
+    rules = sorted({each.setting.rule for each in measurements} & {STATIC, DYNAMIC})
+    told = "keeps the draws that it is sure of, so nats lie below the entropy of what was drawn from"
+    return [f"{rule} {told}." for rule in rules]
 
 
 def _is_close(group: Sequence[Measurement]) -> bool:

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from t3d.evaluation.report import notes
-from t3d.evaluation.report.cells import ACCURACY, COST, DECODING, METHOD, MISSING, MeasurementColumn
+from t3d.evaluation.report.cells import ACCURACY, COST, DECODING, METHOD, MeasurementColumn
 from t3d.evaluation.report.layout import Cell, Column, ResultTable
-from t3d.evaluation.report.measurements import Measurement, grouped, measurements_of
+from t3d.evaluation.report.measurements import grouped, measurements_of
 from t3d.evaluation.results import EvalResult, SettingResult
 
 
 def result_table(results: Sequence[EvalResult]) -> ResultTable:
     """A row a setting, of results on the same benchmark; columns that would say the same in each row are left out."""
     measurements = measurements_of(results)
-    most = max(k for each in measurements for k in (1, *each.setting.pass_at_k))
     methods = grouped(measurements, lambda each: each.result.name)
     asked = f"{results[0].benchmark}, {notes.amount(measurements[0])}"
     shown = [DECODING, ACCURACY]
     if len(methods) > 1:
         shown.insert(0, MeasurementColumn(METHOD, lambda each: Cell(each.result.name)))
-    if most > 1:
-        shown.append(MeasurementColumn(Column(f"pass@{most}"), lambda each: _passed(each, most)))
     shown += COST
     if any(each.setting.finish_reasons.keys() != {"stop"} for each in measurements):
         shown.append(MeasurementColumn(Column("end", is_text=True), lambda each: Cell(_ends(each.setting))))
@@ -38,11 +35,6 @@ def result_table(results: Sequence[EvalResult]) -> ResultTable:
 def result_markdown(results: Sequence[EvalResult]) -> str:
     """The rows of `result_table` in Markdown."""
     return result_table(results).markdown()
-
-
-def _passed(measurement: Measurement, k: int) -> Cell:
-    share = measurement.setting.pass_at_k.get(k)
-    return MISSING if share is None else Cell(f"{100 * share:.1f}")
 
 
 def _ends(setting: SettingResult) -> str:

@@ -10,6 +10,7 @@ from t3d.evaluation.report.layout import ResultTable
 from t3d.evaluation.report.measurements import Measurement
 from t3d.evaluation.report.parallelism import aup_table
 from t3d.evaluation.report.plot import picture
+from t3d.evaluation.report.sharpness import sharpness_table
 from t3d.evaluation.report.tables import dynamic_table, few_step_table, full_step_table
 from t3d.files import write_whole
 
@@ -18,9 +19,15 @@ TABLES: Mapping[str, Callable[[Sequence[Measurement]], ResultTable]] = {
     "full-step": full_step_table,
     "dynamic": dynamic_table,
     "aup": aup_table,
+    "sharpness": sharpness_table,
 }
 ALL = "all"
-OPTIONS = {"few-step": "--tokens-per-step 2,4", "full-step": "--tokens-per-step 1", "dynamic": "--threshold 0.9"}
+OPTIONS = {
+    "few-step": "--tokens-per-step 2,4",
+    "full-step": "--tokens-per-step 1",
+    "dynamic": "--threshold 0.9",
+    "sharpness": "--samples 16 --temperature 1",
+}
 """Table -> options of `t3d eval` that measure something for it; the others are made of any settings."""
 
 

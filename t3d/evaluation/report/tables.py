@@ -10,6 +10,7 @@ from t3d.evaluation.report.cells import (
     COST,
     DECODING,
     METHOD,
+    SERIES,
     MeasurementColumn,
     accuracy_cell,
     benchmark_columns,
@@ -77,7 +78,7 @@ def dynamic_table(measurements: Sequence[Measurement]) -> ResultTable:
     order = benchmarks_of(dynamic)
     is_one = len(order) == 1
     chosen = sorted(dynamic, key=lambda each: (order.index(each.benchmark), *_eagerness(each.setting)))
-    shown = [DECODING, MeasurementColumn(METHOD, lambda each: Cell(each.series)), *COST, ACCURACY]
+    shown = [DECODING, SERIES, *COST, ACCURACY]
     if not is_one:
         shown.insert(0, MeasurementColumn(Column("benchmark", is_text=True), lambda each: Cell(each.benchmark)))
     groups = grouped(chosen, lambda each: (each.benchmark, each.setting.label)).values()
