@@ -2,14 +2,26 @@
 
 import json
 import shutil
+import signal
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-from training_runs import Killed, kill_in_step, metrics_of, refusal_of, start_processes, trajectory
+from rounds_runs import (
+    assert_same_run,
+    assert_same_weights,
+    figures_of,
+    kill_again_and_again,
+    kill_at,
+    kill_in,
+    kill_in_copy,
+    kill_in_rollout,
+    rows_of,
+    weights_of,
+)
+from training_runs import kill_in_step, metrics_of, refusal_of, start_processes, trajectory
 
 from t3d import trajectories
 from t3d.cli import run
@@ -21,8 +33,8 @@ from t3d.models import load_model, model_fingerprint
 from t3d.tasks import GraderOptions, get_task
 from t3d.tasks.prompts import put_questions
 from t3d.training import train
-from t3d.training.rounds.data import agreeing, decoding_of, full_step_of
-from t3d.training.rounds.record import RoundsFile
+from t3d.training.learner import Learner
+from t3d.training.rounds.data import agreement, decoding_of, full_step_of
 from t3d.types import Decoding
 
 NUM_PROMPTS = 8
@@ -72,41 +84,10 @@ def finished(recipe_file, tmp_path_factory):
     return out
 
 
-def rows_of(folder):
-    return list(trajectories.read(folder))
-
-
 def put(task, data, split, count, seed, tokenizer):
     """The questions of a task, put in its own way."""
     chosen = get_task(task, data)
     return put_questions(chosen, chosen.problems(split, count, seed), PromptConfig(), tokenizer)
-
-
-def weights_of(model):
-    return load_file(model / "model.safetensors")
-
-
-def assert_same_weights(left, right):
-    left, right = weights_of(left), weights_of(right)
-    assert left.keys() == right.keys()
-    assert [key for key in left if not torch.equal(left[key], right[key])] == []
-
-
-def figures_of(out):
-    """rounds.json less its times."""
-    content = json.loads((out / "rounds.json").read_text())["finished"]
-    return {part: {key: value for key, value in each.items() if key != "seconds"} for part, each in content.items()}
-
-
-def assert_same_run(left, right):
-    assert figures_of(left) == figures_of(right)
-    for part in PARTS:
-        if part.endswith(("trajectories", "full-step", "kept")):
-            assert rows_of(left / part) == rows_of(right / part)
-        elif part.endswith("training"):
-            assert metrics_of(left / part) == metrics_of(right / part)
-            assert_same_weights(left / part / "model", right / part / "model")
-    assert_same_weights(left / "model", right / "model")
 
 
 # What a round does
@@ -213,64 +194,6 @@ def test_with_adapters_each_round_starts_from_the_merged_model(recipe_file, tmp_
 # Kills
 
 
-def kill_at(monkeypatch, part, written):
-    """The run dies when a part is finished: before that is written down, or right after."""
-    add = RoundsFile.add
-
-    def killed(self, name, figures):
-        if name == part and not written:
-            raise Killed
-        add(self, name, figures)
-        if name == part:
-            raise Killed
-
-    monkeypatch.setattr(RoundsFile, "add", killed)
-
-
-def kill_in_rollout(monkeypatch, answers):
-    """The run dies when so many answers of one rollout are there."""
-    generate = Engine.generate
-
-    def killed(self, prompts, decoding, seeds, on_finish):
-        def count(place, generation):
-            on_finish(place, generation)
-            if place == answers:
-                raise Killed
-
-        return generate(self, prompts, decoding, seeds, count)
-
-    monkeypatch.setattr(Engine, "generate", killed)
-
-
-def kill_in(monkeypatch, function):
-    """The run dies when it calls a function."""
-
-    def killed(*_, **__):
-        raise Killed
-
-    monkeypatch.setattr(function, killed)
-
-
-def kill_in_copy(monkeypatch):
-    """The run dies when a folder is copied in part."""
-
-    def killed(source, target, **_):
-        shutil.copy(source / "config.json", target)
-        raise Killed
-
-    monkeypatch.setattr("shutil.copytree", killed)
-
-
-def kill_again_and_again(recipe, monkeypatch, kills):
-    """Each kill hits what the one before left."""
-    for number, (kill, *arguments) in enumerate(kills):
-        with monkeypatch.context() as patched:
-            kill(patched, *arguments)
-            with pytest.raises(Killed):
-                train(recipe, resume=number > 0)
-    train(recipe, resume=True)
-
-
 @pytest.mark.parametrize("written", [False, True])
 def test_killed_between_parts_is_uninterrupted(written, recipe_file, finished, tmp_path, monkeypatch):
     """After each part in turn: it is there but not in rounds.json yet, or it just got there."""
@@ -298,6 +221,25 @@ def test_killed_inside_of_parts_is_uninterrupted(recipe_file, finished, tmp_path
     kill_again_and_again(load_recipe(recipe_file, [f"out={out}"]), monkeypatch, kills)
     assert_same_run(out, finished)
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_ctrl_c_in_the_last_step_of_a_round_stops_the_run(recipe_file, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    recipe = load_recipe(recipe_file, [f"out={out}"])
+    step = Learner.step
+
+    def interrupted(self, batches, number):
+        if number == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, batches, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="round-1/training; --resume goes on"):
+            train(recipe)
+    assert not (out / "round-2").exists()
+    train(recipe, resume=True)
+    assert_same_run(out, finished)
 
 
 def test_a_finished_run_has_nothing_left_to_do(recipe_file, finished, tmp_path, monkeypatch, capsys):
@@ -344,7 +286,8 @@ def test_one_of_two_processes_rolls_out_and_both_train(recipe_file, finished, tm
 def agree(few_text, full_text, grader):
     """Whether two responses to one prompt agree."""
     few, full = (replace(trajectory(0), answer="6", response_text=text) for text in (few_text, full_text))
-    return agreeing([few], [full], grader) == [few]
+    (agrees,) = agreement([few], [full], grader)
+    return agrees
 
 
 def test_answers_that_agree_by_hand():
@@ -370,14 +313,14 @@ def test_answers_agree_as_their_task_compares_them():
         assert not agree("    return 2\n```", "    return 3\n```", grader)
 
 
-def test_agreeing_rows_are_the_few_step_ones():
+def test_each_row_is_compared_with_its_own():
     few = [replace(trajectory(index), response_text=f"#### {index}") for index in range(4)]
     full = [replace(row, response_text=f"that is #### {answer}") for row, answer in zip(few, (0, 7, 2, 8), strict=True)]
     with get_task("story").grader() as grader:
-        assert agreeing(few, full, grader) == [few[0], few[2]]
-    assert agreeing(few, few, None) == few
+        assert agreement(few, full, grader) == [True, False, True, False]
+    assert agreement(few, few, None) == [True] * 4
     with pytest.raises(ValueError, match="p1/0 stands beside"):
-        agreeing(few[1:], full[:-1], None)
+        agreement(few[1:], full[:-1], None)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +478,7 @@ def test_a_round_without_anything_to_learn_from_stops_the_run(recipe_file, tmp_p
     recipe = load_recipe(recipe_file, [f"out={tmp_path / 'disagreeing'}", "rounds.0.optim={steps: 1}", task])
     for resume in (False, True):
         said = refusal_of(WorkError, train, recipe, resume)
-        assert said.startswith("round 2: none of 2 answers agrees with its full-step answer; ")
+        assert said.startswith("round 2: none of 2 answers agrees with the full-step answer; ")
     unfinished = ["rounds.0.keep_unfinished=false", "rounds.0.rollout.max_new_tokens=1"]
     recipe = load_recipe(recipe_file, [f"out={tmp_path / 'unfinished'}", *unfinished])
     assert "none of 6 answers ended by a stop token" in refusal_of(WorkError, train, recipe)

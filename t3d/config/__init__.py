@@ -17,7 +17,7 @@ from t3d.config.groups import (
 )
 from t3d.config.prompting import PromptConfig
 from t3d.config.recipe import Recipe, apply_override, load_recipe, make_recipe
-from t3d.config.rounds import RolloutConfig, RoundConfig
+from t3d.config.rounds import RolloutConfig, RoundConfig, StopRoundsConfig
 
 __all__ = [
     "AdapterConfig",
@@ -36,6 +36,7 @@ __all__ = [
     "ReferenceConfig",
     "RolloutConfig",
     "RoundConfig",
+    "StopRoundsConfig",
     "TrackingConfig",
     "apply_override",
     "load_recipe",

@@ -76,12 +76,14 @@ class Task(Protocol):
         test_split: what `t3d eval` measures on.
         max_new_tokens: longest answer worth waiting for.
         default_limit: problems that `t3d eval` takes unless told otherwise; None is all.
+        is_endless: problems are drawn as many as are asked for: there is no order of all that could be shuffled.
     """
 
     name: str
     test_split: str
     max_new_tokens: int
     default_limit: int | None
+    is_endless: bool
 
     @property
     def form(self) -> PromptConfig:

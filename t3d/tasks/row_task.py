@@ -27,6 +27,7 @@ class RowTask(Task, ABC):
     hub: ClassVar[HubDataset | None] = None
     test_split = "test"
     default_limit = None
+    is_endless = False
 
     def __init__(self, data: str | None = None) -> None:
         self.data = data

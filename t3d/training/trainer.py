@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
 from t3d.errors import RequestError, WorkError
-from t3d.models import SDARForCausalLM, device_name, load_tokenizer
+from t3d.models import BlockDiffusionModel, device_name, load_tokenizer
 from t3d.objectives import build_objective
 from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
@@ -24,6 +25,7 @@ from t3d.training.run.finite import NotFinite, all_finite
 from t3d.training.run.folder import RunFolder, steps_of_finished
 from t3d.training.run.interrupts import Interrupts, deferred_interrupts
 from t3d.training.run.meter import Meter
+from t3d.training.run.moments import load_moments, save_moments
 from t3d.training.run.reporting import RunReport, report_on
 from t3d.training.run.tracking import check_trackers
 from t3d.training.run.watching import Watcher
@@ -38,6 +40,7 @@ class Trainer:
     Attributes:
         finished_steps: optimizer steps, those of earlier parts of a resumed run included.
         stopped_early: evaluation found nothing better for as long as the recipe's patience.
+        interrupted: somebody asked the run to stop when it was over anyway; what it is a part of is to stop.
     """
 
     def __init__(self, recipe: Recipe, resume: bool = False) -> None:
@@ -57,14 +60,17 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.asynchronous)
         self.learner = Learner(student, self.objective, recipe, self.accelerator)
         self.finished_steps, self._seconds_before = self._restore() if resume else (0, 0.0)
+        if self.finished_steps == 0 and recipe.optim.moments_from is not None:
+            load_moments(self.learner.optimizer, Path(recipe.optim.moments_from))
         self._saved_steps, self._saved_at = self.finished_steps, time.monotonic()
         self.stopped_early = self.watcher is not None and self.watcher.wants_to_stop
+        self.interrupted = False
         self.accelerator.wait_for_everyone()  # nobody may take the main process's new files for an earlier run
         if self.accelerator.is_main_process:
             self.folder.open(**self._facts_of_start(resume))
 
     @property
-    def model(self) -> SDARForCausalLM:
+    def model(self) -> BlockDiffusionModel:
         """What is trained."""
         return self.learner.student.model
 
@@ -96,8 +102,11 @@ class Trainer:
                 self._checkpoint_if_due(report, interrupts)
             if is_main:
                 self.learner.student.save(self.folder.model, self.tokenizer)
+                if self.recipe.optim.keep_moments:
+                    save_moments(self.learner.optimizer, self.folder.path)
                 self.folder.close(self._outcome(report))
             self.accelerator.wait_for_everyone()
+            (self.interrupted,) = self._any(interrupts.asked)
 
     def _step(self, batches: list[PackedBatch], report: RunReport) -> None:
         metrics = self.learner.step(batches, self.finished_steps + 1)
@@ -214,7 +223,7 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
         }
 
-    def _load_data(self, model: SDARForCausalLM) -> StepDataset:
+    def _load_data(self, model: BlockDiffusionModel) -> StepDataset:
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         if recipe.optim.examples_per_step < num_processes:
             raise RequestError(
@@ -229,8 +238,9 @@ class Trainer:
         return StepDataset(
             load_rows(recipe.data, self.tokenizer, model.config, recipe.prompt),
             corruption=recipe.corruption,
-            hider=self.objective.hider,
+            objective=self.objective,
             batch=recipe.batch,
+            num_steps=recipe.optim.steps,
             examples_per_step=recipe.optim.examples_per_step,
             model=model.config,
             seed=recipe.seed,

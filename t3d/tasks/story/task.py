@@ -24,6 +24,7 @@ class StoryTask:
     test_split = "test"
     max_new_tokens = 160
     default_limit: int | None = 1000
+    is_endless = True
 
     def __init__(self, data: str | None = None) -> None:
         if data is not None:

@@ -15,8 +15,8 @@ from t3d.config import PromptConfig, RolloutConfig
 from t3d.engine.request import check_request
 from t3d.engine.rules import RULES
 from t3d.errors import RequestError
-from t3d.models import SDARConfig
-from t3d.tasks import Grader, Task, get_task
+from t3d.models import BlockDiffusionConfig
+from t3d.tasks import Grader, Task, get_task, take_problems
 from t3d.tasks.prompts import Questions, put_questions
 from t3d.tasks.sources import ALL
 from t3d.types import Decoding, Problem, Prompt, Trajectory
@@ -29,13 +29,15 @@ ADAPTIVE_RULES = frozenset({"low_confidence_dynamic", "entropy_bounded"})
 def questions_of(
     rollout: RolloutConfig, asked: PromptConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Questions:
-    """The questions of a rollout, put as `asked` and its task say.
+    """The questions of a rollout, put as `asked` and its task say; `seed` draws them, or the order of all of them.
 
     Raises:
         RequestError: no such task, split or file, a file that holds something else, or a form that cannot be.
     """
     task, split = _task_of(rollout), rollout.split if rollout.task is not None else ALL
-    return put_questions(task, task.problems(split, rollout.count, seed), asked, tokenizer)
+    chooses = rollout.shuffle and rollout.count is not None and not task.is_endless
+    problems = take_problems(task, split, rollout.count, seed if chooses else None, seed)
+    return put_questions(task, problems, asked, tokenizer)
 
 
 def grader_of(rollout: RolloutConfig) -> Grader | None:
@@ -83,7 +85,7 @@ def full_step_of(decoding: Decoding) -> Decoding | None:
 
 
 def check_prompts(
-    prompts: Sequence[Prompt], decoding: Decoding, tokenizer: PreTrainedTokenizerBase, config: SDARConfig
+    prompts: Sequence[Prompt], decoding: Decoding, tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
 ) -> None:
     """Refuse what a rollout would refuse, before any model is loaded.
 
@@ -95,10 +97,8 @@ def check_prompts(
         check_request(index, prompt_ids, decoding, decoding.seed, (), config)
 
 
-def agreeing(
-    few_step: Iterable[Trajectory], full_step: Iterable[Trajectory], grader: Grader | None
-) -> list[Trajectory]:
-    """The few-step rows that give the same answer as the full-step row of the same prompt and sample.
+def agreement(few_step: Iterable[Trajectory], full_step: Iterable[Trajectory], grader: Grader | None) -> list[bool]:
+    """Which few-step rows give the same answer as the full-step row of the same prompt and sample.
 
     A grader reads the answer that the full-step response gives and grades the few-step response by it; a full-step
     response without one agrees with nothing. Without a grader the texts must be the same.
@@ -107,19 +107,30 @@ def agreeing(
         few_step, full_step: rows of the same work list, in its order.
         grader: of the task whose prompts they answer, if they are a task's.
     """
+    pairs = _pairs(few_step, full_step)
+    if grader is None:
+        return [few.response_text.strip() == full.response_text.strip() for few, full in pairs]
+    answers = [grader.extract_answer(full.response_text) for _, full in pairs]
+    verdicts = [
+        grader.submit(few.response_text, Problem(few.prompt_id, few.prompt_text, answer))
+        if answer is not None
+        else None
+        for (few, _), answer in zip(pairs, answers, strict=True)
+    ]
+    return [verdict is not None and verdict.result().right for verdict in verdicts]
+
+
+def identity(few_step: Iterable[Trajectory], full_step: Iterable[Trajectory]) -> list[bool]:
+    """Which few-step rows have the very text of the full-step row of the same prompt and sample."""
+    return [few.response_text == full.response_text for few, full in _pairs(few_step, full_step)]
+
+
+def _pairs(few_step: Iterable[Trajectory], full_step: Iterable[Trajectory]) -> list[tuple[Trajectory, Trajectory]]:
     pairs = list(zip(few_step, full_step, strict=True))
     for few, full in pairs:
         if (few.prompt_id, few.sample) != (full.prompt_id, full.sample):
             raise ValueError(f"row {few.prompt_id}/{few.sample} stands beside row {full.prompt_id}/{full.sample}")
-    if grader is None:
-        return [few for few, full in pairs if few.response_text.strip() == full.response_text.strip()]
-    answered = [
-        (few, answer) for few, full in pairs if (answer := grader.extract_answer(full.response_text)) is not None
-    ]
-    verdicts = [
-        grader.submit(few.response_text, Problem(few.prompt_id, few.prompt_text, answer)) for few, answer in answered
-    ]
-    return [few for (few, _), verdict in zip(answered, verdicts, strict=True) if verdict.result().right]
+    return pairs
 
 
 def figures_of(folder: Path) -> dict[str, Any]:

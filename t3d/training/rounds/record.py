@@ -17,8 +17,8 @@ class RoundsFile:
 
         {"out": "runs/student", "finished": {"round-1/trajectories": {"answers": 10000, "seconds": 101.5, ...}, ...}}
 
-    Seconds are those of the process that finished the part. `out` is stored because the rounds' own recipes name
-    folders in it.
+    Seconds are those of the process that finished the part; those of `judged` count its rollouts in. `out` is stored
+    because the rounds' own recipes name folders in it.
 
     Raises:
         RequestError: the file is damaged, or of a run that was begun under another name.
@@ -27,6 +27,23 @@ class RoundsFile:
     def __init__(self, out: str) -> None:
         self._out, self._file = out, Path(out) / ROUNDS_FILE
         self._finished: dict[str, dict[str, Any]] = {}
+        self.read()
+
+    def __contains__(self, part: str) -> bool:
+        """Whether a part is finished."""
+        return part in self._finished
+
+    def __getitem__(self, part: str) -> dict[str, Any]:
+        """The figures of a finished part."""
+        return self._finished[part]
+
+    def read(self) -> None:
+        """Look again at what is on disk: another process may have finished something.
+
+        Raises:
+            RequestError: as on construction.
+        """
+        out = self._out
         if not self._file.exists():
             return
         try:
@@ -36,14 +53,6 @@ class RoundsFile:
             raise RequestError(f"out {out}: its {ROUNDS_FILE} cannot be read; choose another out") from error
         if Path(begun_as) != Path(out):
             raise RequestError(f"out {out}: was begun as out={begun_as}; go on under that name")
-
-    def __contains__(self, part: str) -> bool:
-        """Whether a part is finished."""
-        return part in self._finished
-
-    def __getitem__(self, part: str) -> dict[str, Any]:
-        """The figures of a finished part."""
-        return self._finished[part]
 
     def add(self, part: str, figures: dict[str, Any]) -> None:
         """A part is finished; on disk when this returns.

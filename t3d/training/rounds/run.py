@@ -5,9 +5,11 @@ out/
   rounds.json                         which parts are finished, with their sizes and seconds
   teacher/                            the model of round 1, where the recipe gives shapes in place of one
   round-1/trajectories/               what was rolled out
-  round-1/full-step/, round-1/kept/   `keep: agreeing`: the same prompts at one token a step; the rows that agree
+  round-1/completed/                  `completed_by: teacher`: what it made of them
+  round-1/full-step/, round-1/kept/   `keep`: the same prompts at one token a step; the rows that these bear out
   round-1/training/                   a run folder like any other
-  model/                              the last round's student
+  round-1/judged/                     `stop_rounds`: answers by which the round's student is judged
+  model/                              the last round's student, or the best one's
 
 A part that a kill left unfinished is gone on with and ends as if it had never stopped.
 """
@@ -17,36 +19,30 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed
 
-from t3d import trajectories
 from t3d.config import Recipe
-from t3d.engine import Engine
 from t3d.errors import WorkError
-from t3d.evaluation import label_of
-from t3d.models import SDARForCausalLM, load_model, load_tokenizer, random_model, save_model
+from t3d.models import BlockDiffusionModel, load_model, load_tokenizer, random_model, save_model
 from t3d.training.device import prepare_device, release_memory
-from t3d.training.precision import compute_dtype
-from t3d.training.rounds.data import agreeing, figures_of, grader_of
-from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds, teacher_of
+from t3d.training.rounds.judging import accuracy_of, best_round, is_enough
+from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds
 from t3d.training.rounds.record import RoundsFile
+from t3d.training.rounds.rolling import Roller, Say
 from t3d.training.run.folder import RECIPE_FILE, RunFolder, steps_of_finished
 from t3d.training.run.tracking import check_trackers
 from t3d.training.run.watching import replace_folder
 from t3d.training.trainer import Trainer
-from t3d.types import Decoding
 
 LONGEST_ROLLOUT = timedelta(days=30)
 """Processes that wait longer for the one that rolls out give up."""
 
 
-def train(recipe: Recipe, resume: bool = False) -> SDARForCausalLM:
+def train(recipe: Recipe, resume: bool = False) -> BlockDiffusionModel:
     """`run_recipe`, and the student that it left, in eval mode."""
     run_recipe(recipe, resume)
     return load_model(Path(recipe.out) / MODEL, device=recipe.device)
@@ -75,6 +71,7 @@ class RoundsRun:
         self.out = Path(recipe.out)
         folder = RunFolder(self.recipe, resume)
         self._finished = RoundsFile(recipe.out)
+        self._roller = Roller(self.recipe, self._tokenizer, self._finished)
         self._wait()  # nobody may take the main process's new files for an earlier run
         if self._is_main:
             folder.open(num_processes=self._accelerator.num_processes, resume=resume)
@@ -84,13 +81,17 @@ class RoundsRun:
         if self._is_main:
             self._write_teacher()
         for each in self.rounds:
-            if each.training in self._finished:
-                continue
+            if each.training not in self._finished:
+                if self._is_main:
+                    self._roll_out(each)
+                self._wait()
+                self._train(each)
             if self._is_main:
-                self._roll_out(each)
-                self._keep(each)
+                self._judge(each)
             self._wait()
-            self._train(each)
+            self._finished.read()  # what the main process has found
+            if self._is_enough(each):
+                break
         if self._is_main:
             self._publish()
         self._wait()
@@ -103,64 +104,22 @@ class RoundsRun:
             self._finished.add(TEACHER, {"parameters": model.num_parameters()})
 
     def _roll_out(self, each: Round) -> None:
-        todo = {folder: decoding for folder, decoding in each.rollouts.items() if folder not in self._finished}
-        if todo:
-            self._decode(each, todo)
-            release_memory()
-
-    def _decode(self, each: Round, rollouts: Mapping[str, Decoding]) -> None:
-        engine, samples = self._engine(each), each.config.rollout.samples
-        for folder, decoding in rollouts.items():
-            who = "teacher" if each.roller == teacher_of(self.recipe) else "student"
-            pace = label_of(decoding).replace("/", " per ") + (", to compare" if decoding == each.full_step else "")
-            self._say(each, f"the {who} rolls out {len(each.questions.prompts) * samples:,} answers at {pace}")
-            started = time.monotonic()
-            trajectories.rollout(
-                engine,
-                each.questions.prompts,
-                decoding,
-                self.out / folder,
-                model_name=each.roller,
-                form=each.questions.form,
-                samples=samples,
-                resume=True,
-            )
-            seconds = time.monotonic() - started
-            self._finished.add(folder, {**figures_of(self.out / folder), "seconds": seconds})
-
-    def _engine(self, each: Round) -> Engine:
-        rollout = each.config.rollout
-        model = load_model(each.roller, dtype=rollout.dtype or compute_dtype(self.recipe), device=self.recipe.device)
-        return Engine(
-            model,
-            self._tokenizer,
-            max_batch_size=rollout.batch_size,
-            backend=rollout.backend,
-            memory_gib=rollout.memory_gib,
-        )
-
-    def _keep(self, each: Round) -> None:
         """Write down the answers to learn from, and make sure that there are some."""
-        few_step, *full_step = each.rollouts
-        if full_step and each.data not in self._finished:
-            with grader_of(each.config.rollout) or nullcontext() as grader:
-                rows = agreeing(
-                    trajectories.read(self.out / few_step),
-                    trajectories.read(self.out / full_step[0]),
-                    grader,
-                )
-            trajectories.write(self.out / each.data, rows, trajectories.read_meta(self.out / few_step), resume=True)
-            self._finished.add(each.data, figures_of(self.out / each.data))
+        self._roller.roll_out(each.rollout, self._speaker(each))
+        if each.chooses:
+            self._roller.keep(each.rollout, each.data, exactly=each.config.keep == "identical")
         self._check_something_is_left(each)
 
     def _check_something_is_left(self, each: Round) -> None:
-        few_step, *_ = each.rollouts
-        of, kept = self._finished[few_step]["answers"], self._finished[each.data]
-        if each.full_step is not None:
-            self._say(each, f"{kept['answers']:,} of {of:,} answers agree with full-step decoding and are kept")
+        of, kept = self._finished[each.rollout.answers]["answers"], self._finished[each.data]
+        if each.chooses:
+            how = "agree with" if each.config.keep == "agreeing" else "are identical to those of"
+            whose = "the teacher's " if each.config.agree_with == "teacher" else ""
+            self._say(each, f"{kept['answers']:,} of {of:,} answers {how} {whose}full-step decoding and are kept")
         if not kept["answers"]:
+            how = "agrees with" if each.config.keep == "agreeing" else "is identical to"
             raise WorkError(
-                f"round {each.number}: none of {of:,} answers agrees with its full-step answer; "
+                f"round {each.number}: none of {of:,} answers {how} the full-step answer; "
                 "raise rollout.steps_per_block or set keep: all, and choose another out"
             )
         if not (each.config.keep_unfinished or kept["ended_by"].get("stop")):
@@ -171,18 +130,55 @@ class RoundsRun:
 
     def _train(self, each: Round) -> None:
         recipe = each.recipe(self.recipe)
-        self._say(each, f"the student starts from {each.start} and trains to step {recipe.optim.steps:,}")
+        mixed = recipe.data.mix_in_share if recipe.data is not None else 0
+        beside = f", {mixed:.0%} of its examples from round 1" if mixed else ""
+        self._say(each, f"the student starts from {each.start} and trains to step {recipe.optim.steps:,}{beside}")
         started = time.monotonic()
         steps = _run_training(recipe)
         release_memory()
         if self._is_main:
             self._finished.add(each.training, {"steps": steps, "seconds": time.monotonic() - started})
 
+    def _judge(self, each: Round) -> None:
+        """Write down what the round's student is worth, where that decides about something."""
+        stop = self.recipe.stop_rounds
+        if stop is None or each.score in self._finished:
+            return
+        started = time.monotonic()
+        if each.judged is not None:
+            self._roller.roll_out(each.judged, self._speaker(each))
+            score = self._roller.agreement(each.judged)
+        else:
+            score = accuracy_of(self.out / each.training, of_best=each.config.student == "best")
+        self._finished.add(each.score, {stop.by: score, "seconds": time.monotonic() - started})
+        self._say(each, f"the student's {stop.by} is {score:.1%}")
+
+    def _scores(self, last: Round) -> list[float]:
+        """Of the rounds' students up to that of `last`; empty if none are judged."""
+        stop = self.recipe.stop_rounds
+        return [] if stop is None else [self._finished[each.score][stop.by] for each in self.rounds[: last.number]]
+
+    def _is_enough(self, each: Round) -> bool:
+        stop, scores = self.recipe.stop_rounds, self._scores(each)
+        if stop is None or not is_enough(scores, stop.patience):
+            return False
+        if each is not self.rounds[-1]:
+            self._say(each, f"nothing better since round {best_round(scores)}, and the patience is spent; the run ends")
+        return True
+
     def _publish(self) -> None:
-        if MODEL not in self._finished:
-            last = self.rounds[-1]
-            _copy(self.out / last.training / MODEL, self.out / MODEL)
-            self._finished.add(MODEL, {"from": last.folder(f"training/{MODEL}")})
+        if MODEL in self._finished:
+            return
+        stop = self.recipe.stop_rounds
+        last = [each for each in self.rounds if each.training in self._finished][-1]
+        left = last if stop is None or stop.publish == "last" else self.rounds[best_round(self._scores(last)) - 1]
+        _copy(self.out / left.student, self.out / MODEL)
+        self._finished.add(MODEL, {"from": left.student})
+        if stop is not None:
+            self._say(last, f"{MODEL} is the student of round {left.number}")
+
+    def _speaker(self, each: Round) -> Say:
+        return lambda what: self._say(each, what)
 
     def _say(self, each: Round, what: str) -> None:
         if self._is_main:
@@ -201,6 +197,8 @@ def _run_training(recipe: Recipe) -> int:
         return finished
     trainer = Trainer(recipe, resume=(Path(recipe.out) / RECIPE_FILE).exists())
     trainer.run()
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"stopped after the last step of {recipe.out}; --resume goes on")
     return trainer.finished_steps
 
 

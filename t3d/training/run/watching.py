@@ -82,7 +82,7 @@ class Watcher:
             self.num_answers = self._checked_answers() * len(self._settings)
         except RequestError as error:
             raise RequestError(f"evaluation: {error}") from error
-        self.best = _read_best(folder)
+        self.best = read_best(folder)
 
     def is_due(self, step: int) -> bool:
         """Whether the student is to be evaluated after `step` finished steps, and was not yet."""
@@ -211,7 +211,12 @@ def _recover(folder: Path) -> None:
             os.replace(previous, folder)
 
 
-def _read_best(folder: Path) -> Best | None:
+def read_best(folder: Path) -> Best | None:
+    """What the best student's folder says of it; None if there is none.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     _recover(folder)
     file = folder / BEST_FILE
     if not file.exists():
