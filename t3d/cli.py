@@ -13,6 +13,7 @@ import typer
 from t3d import __version__
 from t3d.cli_bench import app as bench_app
 from t3d.cli_compare import compare
+from t3d.cli_convert import app as convert_app
 from t3d.cli_eval import evaluate
 from t3d.cli_interop import PASS_THROUGH, lm_eval
 from t3d.cli_options import (
@@ -44,12 +45,16 @@ from t3d.cli_options import (
     problems_of,
     prompt_form_of,
 )
+from t3d.cli_study import study, study_report
 from t3d.errors import RequestError, WorkError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench")
+app.add_typer(convert_app, name="convert")
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(study)
+app.command()(study_report)
 app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval)
 
 

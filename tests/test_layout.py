@@ -32,10 +32,11 @@ ORDER = (
     {"objectives"},
     {"evaluation"},
     {"training"},
+    {"study"},
     {"bench"},
     {"demo", "cli_options"},
     {"interop"},
-    {"cli_bench", "cli_compare", "cli_eval", "cli_interop"},
+    {"cli_bench", "cli_compare", "cli_convert", "cli_eval", "cli_interop", "cli_study"},
     {"cli"},
 )
 """A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""

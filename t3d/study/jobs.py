@@ -1,0 +1,276 @@
+"""What a worker does: roll the teacher out, or train and measure a cell. Either may be begun again after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t3d import trajectories
+from t3d.config import Config, Recipe
+from t3d.config.study import TestingConfig, TuningConfig
+from t3d.engine import Engine
+from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
+from t3d.evaluation.answers import ANSWERS_FILE
+from t3d.evaluation.benchmarks import Benchmark
+from t3d.models import as_device, device_name, load_model, load_tokenizer
+from t3d.progress import Silent
+from t3d.study.cells import RUN
+from t3d.study.rows import CELL_FILE, Row, SettingRow, pack_bits, write_record
+from t3d.study.timing import training_of
+from t3d.training import run_recipe
+from t3d.training.device import release_memory, with_precision
+from t3d.training.precision import compute_dtype
+from t3d.training.rounds.plan import plan_rounds
+from t3d.training.rounds.record import ROUNDS_FILE
+from t3d.training.run.folder import RECIPE_FILE, steps_of_finished
+from t3d.types import Decoding
+
+WEIGHTS = (".safetensors", ".pt")
+
+
+class Rollouts(Config):
+    """Shared rollouts of a seed, when they are finished.
+
+    Attributes:
+        seconds: that decoding them took or, after a kill, would have taken at the pace of the last part.
+        answers, tokens: how many.
+        tokens_per_forward: TPF.
+        device: that they were decoded on.
+    """
+
+    seconds: float
+    answers: int
+    tokens: int
+    tokens_per_forward: float
+    device: str
+
+
+class RolloutJob(Config):
+    """Roll the teacher out.
+
+    Attributes:
+        recipe: whose first round says how.
+        folder: of trajectories; record: file of `Rollouts`.
+    """
+
+    kind: Literal["rollouts"] = "rollouts"
+    recipe: Recipe
+    folder: str
+    record: str
+
+
+class CellJob(Config):
+    """Train a student, if there is a recipe, and measure it.
+
+    Attributes:
+        row: what is known of it; filled in, it goes to the cell's folder.
+        folder: the cell's.
+        recipe: of its training; None for the teacher.
+        model: of the teacher.
+        device: None takes a CUDA device if there is one.
+        rollouts: file of the shared rollouts' `Rollouts` that it learns from, if it does.
+        tune: how it is validated, if it is.
+        test: the benchmark, and how it is tested if `is_tested`.
+        keeps_model: whether its weights stay.
+    """
+
+    kind: Literal["cell"] = "cell"
+    row: Row
+    folder: str
+    recipe: Recipe | None
+    model: str
+    device: str | None
+    rollouts: str | None
+    tune: TuningConfig | None
+    test: TestingConfig
+    is_tested: bool
+    keeps_model: bool
+
+
+Job = Annotated[RolloutJob | CellJob, Field(discriminator="kind")]
+
+
+class Request(Config):
+    """What a worker is sent."""
+
+    job: Job
+
+
+def do(job: RolloutJob | CellJob) -> None:
+    """Do a job; what it finds is on disk when this returns.
+
+    Raises:
+        RequestError, WorkError: as rolling out, training and evaluating do.
+    """
+    try:
+        roll_out(job) if isinstance(job, RolloutJob) else complete(job)
+    finally:
+        release_memory()
+
+
+def roll_out(job: RolloutJob) -> None:
+    """Roll the teacher out into the folder, going on where a kill stopped it."""
+    device = as_device(job.recipe.device)
+    recipe = with_precision(job.recipe, device)
+    teacher = recipe.model.source or ""
+    tokenizer = load_tokenizer(teacher)
+    planned = plan_rounds(recipe, tokenizer)[0].rollout
+    rollout = planned.config
+    engine = Engine(
+        load_model(teacher, dtype=rollout.dtype or compute_dtype(recipe), device=device),
+        tokenizer,
+        max_batch_size=rollout.batch_size,
+        backend=rollout.backend,
+        memory_gib=rollout.memory_gib,
+    )
+
+    def decode() -> trajectories.RolloutSummary:
+        return trajectories.rollout(
+            engine,
+            planned.questions.prompts,
+            planned.few_step,
+            job.folder,
+            model_name=teacher,
+            form=planned.questions.form,
+            samples=rollout.samples,
+            resume=True,
+        )
+
+    part = decode()
+    if not part.num_tokens:  # a kill came before the record was written: their time is not known
+        shutil.rmtree(job.folder)
+        part = decode()
+    rows = list(trajectories.read(job.folder))
+    num_tokens = sum(len(row.response_ids) for row in rows)
+    found = Rollouts(
+        seconds=part.seconds * num_tokens / part.num_tokens,
+        answers=len(rows),
+        tokens=num_tokens,
+        tokens_per_forward=num_tokens / max(1, sum(row.num_forwards for row in rows)),
+        device=device_name(device),
+    )
+    write_record(found, Path(job.record))
+
+
+def complete(job: CellJob) -> None:
+    """Train a cell, validate and test it, as far as that is asked for and not done."""
+    folder, row = Path(job.folder), job.row
+    run, model = folder / RUN, job.model
+    device = as_device(job.device)
+    if job.recipe is not None:
+        model = str(run / "model")
+    if job.recipe is not None and (row.training is None or not _has_weights(run / "model")):
+        _train(job.recipe, run)
+        rolled_out = Rollouts.model_validate_json(Path(job.rollouts).read_text()).seconds if job.rollouts else 0.0
+        row = row.model_copy(update={"training": training_of(run, rolled_out, device_name(device))})
+    engine = Engine.from_pretrained(model, dtype=job.test.dtype, device=device)
+    if job.tune is not None:
+        row = row.model_copy(update={"validation": _validate(engine, job.tune, job.test, row.name)})
+    if job.is_tested:
+        row = row.model_copy(update=_test(engine, job.test, row.name, model, folder / "test"))
+    write_record(row, folder / CELL_FILE)
+    if job.recipe is not None:
+        drop_weights(run, keeps_model=job.keeps_model)
+
+
+def drop_weights(run: Path, keeps_model: bool) -> None:
+    """Delete the weights of a run folder, those of checkpoints and rounds too; `keeps_model` leaves the student's."""
+    for file in run.rglob("*"):
+        if file.suffix in WEIGHTS and not (keeps_model and file.parent == run / "model"):
+            file.unlink()
+
+
+def _train(recipe: Recipe, run: Path) -> None:
+    """Begin a training or go on with it; one that is finished stays."""
+    if not _is_whole(run):
+        shutil.rmtree(run)
+    if recipe.rounds or steps_of_finished(run) is None:
+        run_recipe(recipe, resume=(run / RECIPE_FILE).exists())
+        release_memory()
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether all is there that a run says is finished: a study may have been copied without its large files."""
+    if not (run / ROUNDS_FILE).exists():
+        return steps_of_finished(run) is None or _has_weights(run / "model")
+    finished = json.loads((run / ROUNDS_FILE).read_text())["finished"]
+    return all(
+        _has_weights(run / part / "model") if part.endswith("/training") else (run / part).exists()
+        for part in finished
+        if not part.endswith("/judged")
+    )
+
+
+def _has_weights(model: Path) -> bool:
+    return any(model.glob("*.safetensors"))
+
+
+def benchmark_of(test: TestingConfig, split: str | None = None) -> Benchmark:
+    """The benchmark that is tested on; or another split of it.
+
+    Raises:
+        RequestError: there is none.
+    """
+    benchmark = get_benchmark(test.benchmark, test.data)
+    chosen = split or test.split
+    return benchmark if chosen is None else replace(benchmark, split=chosen)
+
+
+def settings_of(
+    test: TestingConfig, numbers: Sequence[int], thresholds: Sequence[float], block_size: int
+) -> list[Decoding]:
+    """Resolved decoding settings.
+
+    Raises:
+        RequestError: tokens per step that do not divide the block, or a threshold out of range.
+    """
+    longest = test.max_new_tokens or get_benchmark(test.benchmark, test.data).task.max_new_tokens
+    base = Decoding(block_size=test.block_size, max_new_tokens=longest)
+    return settings_to_try(numbers, thresholds, base, block_size)
+
+
+def _validate(engine: Engine, tune: TuningConfig, test: TestingConfig, name: str) -> dict[int, float]:
+    settings = settings_of(test, tune.tokens_per_step, (), engine.model.config.block_size)
+    benchmark = benchmark_of(test, tune.split)
+    result = evaluate(engine, benchmark, settings, name=name, model=name, limit=tune.limit, reporter=Silent())
+    pairs = zip(tune.tokens_per_step, result.settings, strict=True)
+    return {number: setting.accuracy for number, setting in pairs}
+
+
+def _test(engine: Engine, test: TestingConfig, name: str, model: str, out: Path) -> dict[str, object]:
+    """Fields of a row."""
+    settings = settings_of(test, test.tokens_per_step, test.thresholds, engine.model.config.block_size)
+    benchmark = benchmark_of(test)
+    result = evaluate(engine, benchmark, settings, name=name, model=model, limit=test.limit, out=out, resume=True)
+    return {"settings": _setting_rows(result, out / ANSWERS_FILE), "data_fingerprint": result.data_fingerprint}
+
+
+def _setting_rows(result: EvalResult, answers: Path) -> tuple[SettingRow, ...]:
+    right = _right_of_settings(answers)
+    return tuple(
+        SettingRow(
+            label=each.label,
+            tokens_per_step=each.tokens_per_step,
+            threshold=each.threshold,
+            num_problems=each.num_problems,
+            right=pack_bits(right[each.label]),
+            tokens_per_forward=each.tokens_per_forward,
+            mean_length=each.mean_length,
+        )
+        for each in result.settings
+    )
+
+
+def _right_of_settings(answers: Path) -> dict[str, list[bool]]:
+    """Setting's label -> which problems were answered right, in their order."""
+    right: dict[str, list[bool]] = {}
+    for line in answers.read_text(encoding="utf-8").splitlines():
+        answer = json.loads(line)
+        right.setdefault(answer["setting"], []).append(answer["right"])
+    return right
