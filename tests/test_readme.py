@@ -9,13 +9,17 @@ import yaml
 
 from t3d.cli import app
 from t3d.config import load_recipe, make_recipe
+from t3d.config.study import load_study
 from t3d.objectives import build_objective
+from t3d.study.cells import Cell, recipe_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+STUDIES = [file for file in FILES if file.stem.startswith("study")]
+RECIPES = [file for file in FILES if file not in STUDIES]
 
 
 def blocks(language, page=README):
@@ -30,8 +34,8 @@ def test_python_example_runs(capsys):
     assert said.rstrip().endswith("stop")
 
 
-def test_recipe_example_is_valid():
-    (text,) = blocks("yaml")
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_recipe_example_is_valid(text):
     recipe = make_recipe(yaml.safe_load(text))
     build_objective(recipe.objective.name, **recipe.objective.options)
 
@@ -39,7 +43,7 @@ def test_recipe_example_is_valid():
 @pytest.mark.parametrize("text", blocks("yaml", TRAINING) + blocks("yaml", EVALUATION))
 def test_parts_of_recipes_in_the_docs_are_valid(text):
     part = yaml.safe_load(text)
-    (whole,) = map(yaml.safe_load, blocks("yaml"))
+    whole = yaml.safe_load(blocks("yaml")[0])
     if "rounds" in part:
         del whole["data"]
     make_recipe({**whole, **part})
@@ -51,9 +55,17 @@ def test_recipes_are_valid(file):
     build_objective(recipe.objective.name, **recipe.objective.options)
 
 
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_studies_are_valid(file):
+    study = load_study(file)
+    for name in study.variants:
+        recipe = recipe_of(study, Cell(name, study.learning_rates[0], study.seeds[0]))
+        build_objective(recipe.objective.name, **recipe.objective.options)
+
+
 def test_every_command_that_the_readme_names_exists():
     named = set(re.findall(r"\bt3d (?!import)([a-z]+(?:-[a-z]+)*)\b", README))
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     known |= {group.name for group in app.registered_groups}
     assert known <= named
     assert named <= known

@@ -102,7 +102,7 @@ def _dynamic(entries: Sequence[Entry]) -> Panel:
 def _lines(entries: Sequence[Entry], labels: Sequence[str]) -> list[Line]:
     lines = []
     for each in entries:
-        own = [label for label in labels if label in each.accuracy]
+        own = sorted((label for label in labels if label in each.accuracy), key=each.tokens_per_forward)
         points = [(each.tokens_per_forward(label), each.accuracy[label].value) for label in own]
         lines.append(Line(each.name, points, [(each.accuracy[label].low, each.accuracy[label].high) for label in own]))
     return [line for line in lines if line.points]
