@@ -343,6 +343,15 @@ def test_sharpness_table_by_hand():
     assert (first["majority_interval.low"], first["majority_interval.high"]) == (0.75, 0.8665)
 
 
+def test_the_majority_of_benchmarks_with_other_numbers_of_samples_is_named_for_none_of_them():
+    few = sampled(100, num_samples=2, pass_at_k={1: 0.5, 2: 0.7})
+    table = sharpness_table(
+        measurements_of([make_result("student", "gsm8k", sampled(170)), make_result("student", "mbpp", few)])
+    )
+    assert [column.name for column in table.columns][2:5] == ["pass@1", "pass@4", "maj@n"]
+    assert [row[3] for row in texts(table)] == ["87.5", "–"]
+
+
 def test_sharpness_of_one_model_needs_no_name_and_fits_a_terminal():
     settings = [sampled(right, number, num_samples=16) for right, number in ((180, 1), (120, 2))]
     dynamic = sampled(150, None, threshold=0.9, num_samples=16)

@@ -198,6 +198,7 @@ REFUSALS = {
     "fewer rows": (lambda folder: change_config(folder, vocab_size=KNOWN - 9), {}, "another shape"),
     "dtype": (lambda folder: None, {"dtype": "int8"}, "'int8' is unknown"),
     "ordinary token": (lambda folder: None, {"mask_token": "a"}, "means something else"),
+    "blank token": (lambda folder: None, {"mask_token": " "}, "is blank"),
     "stop token": (lambda folder: None, {"mask_token": "<|im_end|>"}, "means something else"),
     "no such file": (lambda folder: None, {"gguf_file": "model.gguf"}, "there is no such file"),
 }  # fmt: skip

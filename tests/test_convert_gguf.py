@@ -224,6 +224,8 @@ REFUSALS = {
     "no tokenizer": ({"tokenizer.ggml.model": None}, "holds no tokenizer"),
     "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "not one of byte-level BPE"),
     "other words": ({"tokenizer.ggml.pre": "tekken"}, "not one of byte-level BPE"),
+    "merges of no tokens": ({"tokenizer.ggml.merges": ["zz qq"]}, "its tokenizer cannot be built: .*zz"),
+    "end of no token": ({"tokenizer.ggml.eos_token_id": 99_999}, "its tokenizer cannot be built"),
     "field missing": ({"llama.block_count": None}, "have no llama.block_count"),
 }
 

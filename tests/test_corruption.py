@@ -376,6 +376,14 @@ def test_the_power_of_the_ratios_changes_over_the_run():
     assert (ratio_probabilities(still, 0.7) == ratio_probabilities(still)).all()
 
 
+@pytest.mark.parametrize("power", [-100, 100])
+def test_small_ratios_with_large_powers_have_probabilities(power):
+    """1e-5 ** 100 is no number that a float holds."""
+    likely, unlikely = sorted((1e-5, 1e-4), reverse=power > 0)
+    config = CorruptionConfig(ratios=(likely, unlikely), ratio_power=power)
+    assert ratio_probabilities(config) == pytest.approx([1, 0], abs=1e-12)
+
+
 def test_states_follow_the_power_of_the_moment():
     row, options = random_row("row", 0, 4), {"ratios": (1.0, 0.25), "ratio_power": -50, "final_ratio_power": 50}
     early, late = ([len(noisy_example(row, epoch=e, progress=p, **options).targets) for e in range(20)] for p in (0, 1))

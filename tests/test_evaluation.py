@@ -79,7 +79,7 @@ def test_settings_are_there_and_are_told_apart():
     bounded = settings_to_try([1], [0.9], Decoding(), 4, [0.1, 0.0])
     assert [label_of(each) for each in bounded[2:]] == ["entropy <= 0.1", "entropy <= 0"]
     assert [each.steps_per_block for each in bounded[2:]] == [4, 4]
-    with pytest.raises(RequestError, match=r"entropy <= 0\.5 would be measured twice"):
+    with pytest.raises(RequestError, match=r"entropy <= 0\.5 would be measured twice: leave out --rule"):
         settings_to_try([1], [], Decoding(rule="entropy_bounded"), 4, [0.5])
     with pytest.raises(RequestError, match="entropy_bound must be 0 or more, not -1"):
         settings_to_try([], [], Decoding(), 4, [-1.0])

@@ -150,6 +150,9 @@ def test_pairs_that_differ_alike_have_no_point_for_an_interval():
     reach = wilson_interval(0, 4)[1]
     assert paired_difference(array("1010"), array("1010")) == (0.0, -reach, reach)
     assert paired_difference(array("1111"), array("0000")) == (1.0, 1 - reach, 1.0)
+    # a third everywhere, though not to the last bit
+    found = paired_difference(np.array([[2 / 3, 1 / 3, 1.0, 1 / 3]]), np.array([[1 / 3, 0.0, 2 / 3, 0.0]]))
+    assert found == pytest.approx((1 / 3, 1 / 3 - reach, 1 / 3 + reach))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=9))
@@ -249,6 +252,7 @@ def test_majority_is_the_same_in_any_order_and_grows_with_right_votes(text, rand
         ("$18", "18.", True),
         ("x + 1", "x+1", True),
         ("18", "19", False),
+        ("1" + 40 * "0", "1" + 39 * "0" + "1", False),
         ("1,2", "12", False),
         ("(1, 2)", "(2, 1)", False),
         ("x+1", "1+x", False),  # the same to math-verify, which is not asked

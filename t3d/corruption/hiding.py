@@ -27,7 +27,9 @@ SMALLEST_HIDDEN_PROBABILITY = 1e-3
 def ratio_probabilities(config: CorruptionConfig, progress: float = 0.0) -> FloatArray:
     """float64 [len(ratios)]: probability of each hidden ratio at a moment of the run."""
     final = config.ratio_power if config.final_ratio_power is None else config.final_ratio_power
-    powers = np.asarray(config.ratios, dtype=np.float64) ** _between(config.ratio_power, final, progress)
+    power = _between(config.ratio_power, final, progress)
+    likeliest = max(config.ratios) if power >= 0 else min(config.ratios)  # 1 in these units: the sum is never 0 or inf
+    powers = (np.asarray(config.ratios, dtype=np.float64) / likeliest) ** power
     return powers / powers.sum()
 
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from t3d.tasks.mathematics.notation import normalize
 
-Vote = tuple[bool, str]
+Vote = tuple[bool, str | Decimal]
 """Of a response: whether its answer is right, and if not, what the answer is. Equal votes are for the same answer."""
 
 LEAST_CONFIDENCE = 2.0**-149
@@ -62,7 +62,7 @@ def surprisal(confidences: Sequence[float]) -> float:
     return math.fsum(-math.log(max(each, LEAST_CONFIDENCE)) for each in confidences)
 
 
-def _answer_key(answer: str) -> str:
+def _answer_key(answer: str) -> str | Decimal:
     text = normalize(answer)
     number = _NUMBER.fullmatch(text)
-    return f"{Decimal(number[1].replace(',', '')).normalize() + 0}" if number else "".join(text.split())
+    return Decimal(number[1].replace(",", "")) if number else "".join(text.split())  # decimals compare by value

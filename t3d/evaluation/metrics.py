@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Z_95 = 1.959963984540054
 NUM_RESAMPLES = 10_000
+ROUNDING = 1e-12
+"""Differences of shares that are further apart than this differ: 2/3 - 1/3 and 1 - 2/3 do not."""
 RESAMPLES_AT_A_TIME_NUMBERS = 2**22
 """Numbers in the largest [resamples, problems] array."""
 AUP_ALPHA = 3.0
@@ -86,7 +88,7 @@ def paired_difference(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) ->
         raise ValueError(f"pairs need the same seeds and problems, not {a.shape} and {b.shape}")
     differences = a - b
     mean = float(differences.mean())
-    if (differences == mean).all():
+    if np.ptp(differences) < ROUNDING:
         reach = wilson_interval(0, differences.shape[1])[1]
         return mean, max(-1.0, mean - reach), min(1.0, mean + reach)
     return mean, *_crossed_interval(differences)

@@ -60,7 +60,10 @@ def settings_to_try(
         raise RequestError("nothing to evaluate: give --tokens-per-step, --threshold or --entropy-bound")
     twice = [label for label, count in Counter(map(label_of, settings)).items() if count > 1]
     if twice:
-        raise RequestError(f"{twice[0]} would be measured twice: name each value once")
+        cure = "name each value once"
+        if base.rule in (DYNAMIC, ENTROPY):
+            cure = "leave out --rule: --threshold and --entropy-bound name such rules"
+        raise RequestError(f"{twice[0]} would be measured twice: {cure}")
     return settings
 
 

@@ -19,7 +19,7 @@ def sharpness_table(measurements: Sequence[Measurement]) -> ResultTable:
     chosen = [each for each in measurements if each.setting.num_samples > 1]
     groups = grouped(chosen, lambda each: (each.benchmark, each.setting.label)).values()
     benchmarks, methods = benchmarks_of(chosen), {each.result.name for each in chosen}
-    shown = [DECODING, *_columns(max((each.setting.num_samples for each in chosen), default=1))]
+    shown = [DECODING, *_columns(sorted({each.setting.num_samples for each in chosen}))]
     if len(methods) > 1 or any(len(own) > 1 for own in groups):
         shown.insert(1, SERIES)
     if len(benchmarks) > 1:
@@ -34,14 +34,15 @@ def sharpness_table(measurements: Sequence[Measurement]) -> ResultTable:
     )
 
 
-def _columns(num_samples: int) -> list[MeasurementColumn]:
-    """What several samples tell; `num_samples` is the most that there are."""
-    most = 2 ** (num_samples.bit_length() - 1)  # pass@k is known for powers of two
+def _columns(numbers_of_samples: Sequence[int]) -> list[MeasurementColumn]:
+    """What several samples tell, of measurements with so many a problem, ascending: benchmarks may differ in that."""
+    most = 2 ** (max(numbers_of_samples, default=1).bit_length() - 1)  # pass@k is known for powers of two
+    voters = f"{numbers_of_samples[0]}" if len(numbers_of_samples) == 1 else "n"
     return [
         MeasurementColumn(Column("pass@1"), lambda each: figure_cell(each.percent)),
         MeasurementColumn(Column(f"pass@{most}"), lambda each: _percent(each.setting.pass_at_k.get(most))),
         MeasurementColumn(
-            Column(f"maj@{num_samples}"),
+            Column(f"maj@{voters}"),
             lambda each: share_cell(each.setting.majority_accuracy, each.setting.majority_interval),
         ),
         MeasurementColumn(Column("answers"), lambda each: _figure(each.setting.distinct_answers)),

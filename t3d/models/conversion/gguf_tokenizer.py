@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from t3d.errors import RequestError
 from t3d.models.conversion.gguf_file import GGUFFile
+from t3d.models.loading import one_line
 
 
 class TokenType(IntEnum):
@@ -73,8 +74,23 @@ def build_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the special tokens and the chat template that the file names.
 
     Raises:
-        RequestError: no tokenizer in the file, or one of another kind.
+        RequestError: no tokenizer in the file, one of another kind, or metadata that contradict each other.
     """
+    try:
+        return _tokenizer(file)
+    except RequestError:
+        raise
+    except Exception as error:  # of tokenizers, and of lists and ids that do not go together
+        raise RequestError(f"GGUF file {file.path}: its tokenizer cannot be built: {one_line(error)}") from error
+
+
+def stop_ids(file: GGUFFile) -> list[int]:
+    """All tokens that end an answer, as the metadata name them."""
+    ids = (file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *FURTHER_STOPS))
+    return sorted({token_id for token_id in ids if token_id is not None})
+
+
+def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     backend = _backend(file)
     tokens = file.require("tokenizer.ggml.tokens")
     ids = {role: file.get(f"tokenizer.ggml.{name}_token_id") for role, name in ROLES.items()}
@@ -90,12 +106,6 @@ def build_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **special,
     )
-
-
-def stop_ids(file: GGUFFile) -> list[int]:
-    """All tokens that end an answer, as the metadata name them."""
-    ids = (file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *FURTHER_STOPS))
-    return sorted({token_id for token_id in ids if token_id is not None})
 
 
 def _backend(file: GGUFFile) -> Tokenizer:

@@ -50,8 +50,10 @@ def add_mask_token(
         taken: ids that mean something already, such as stop tokens.
 
     Raises:
-        RequestError: the wanted token is an ordinary or a used one, or the tokenizer has more tokens than rows.
+        RequestError: the wanted token is blank, ordinary or used already, or the tokenizer has more tokens than rows.
     """
+    if wanted is not None and not wanted.strip():
+        raise RequestError(f"mask token {wanted!r}: is blank, and would be found in texts; name one such as <|mask|>")
     known = tokenizer.get_vocab()
     num_tokens = max(known.values()) + 1
     if num_tokens > num_rows:
