@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small.")]
+ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small (-student).")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 BatchOption = Annotated[int | None, typer.Option(help="Requests decoded together; default: what memory allows.")]

@@ -16,7 +16,7 @@ from t3d.errors import RequestError
 from t3d.study.report import write_report
 from t3d.study.report.claims import claims_table, verdict_of
 from t3d.study.report.costs import cost_table
-from t3d.study.report.entries import Figure, compare, entries_of
+from t3d.study.report.entries import Figure, chosen_lr, compare, entries_of
 from t3d.study.report.pictures import pictures, spread
 from t3d.study.report.tables import ablation_table, dynamic_table, equal_time_table, rate_table, static_table
 from t3d.study.report.write import incomplete
@@ -218,6 +218,18 @@ def test_learning_rates_say_what_failed_and_was_chosen(found):
     assert bold(table) == ["75.0 (100.0 / 50.0)"] * 2
 
 
+def test_a_test_that_failed_does_not_hide_what_was_tried(found):
+    failed = row("plain", 0, ()).model_copy(update={"settings": (), "training": None, "error": "it was killed"})
+    table = rate_table(found.model_copy(update={"rows": (*ROWS, failed)}))
+    assert texts(table)[0] == texts(rate_table(found))[0]
+
+
+def test_the_first_seed_decides_the_learning_rate(found):
+    """As when the study ran; seed 100 was the first one before another was put in front of it."""
+    better = row("plain", 100, (1, 1, 1, 1), lr=3e-3, validation={1: 1.0, 4: 1.0})
+    assert chosen_lr(found.model_copy(update={"rows": (*ROWS, better)}), "plain") == 1e-3
+
+
 def test_what_is_missing_is_said(found):
     failed, missing = incomplete(found)
     assert failed == f"{HOPELESS}, learning rate 0.001, seed 0: it diverged"
@@ -233,7 +245,7 @@ def test_names_are_spread(places, height):
     assert all(after - before > height - 1e-9 for before, after in pairwise(moved))
     assert max(moved) <= 1.0
     if all(after - before >= height for before, after in pairwise(places)):
-        assert moved == places
+        assert moved == pytest.approx(places)
 
 
 def test_pictures_show_what_there_is(found, entries):

@@ -16,11 +16,13 @@ from training_runs import kill_in_step, refusal_of
 
 from t3d import trajectories
 from t3d.errors import RequestError, WorkError
-from t3d.study.cells import Cell, recipe_of
-from t3d.study.jobs import RolloutJob
+from t3d.study.cells import Cell, recipe_of, tasks_of
+from t3d.study.jobs import RolloutJob, complete, drop_weights
 from t3d.study.pool import Pool, environments
-from t3d.study.rows import read_rows
+from t3d.study.report.write import incomplete
+from t3d.study.rows import read_row, read_rows
 from t3d.study.run import require_all_done
+from t3d.study.state import State
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,41 @@ def test_a_study_may_grow(whole):
     resumed = run_inline(grown, more, resume=True)
     assert {key.split("/")[1] for key in more.done} == {HOPELESS, "reverse"}
     assert [row for row in resumed.rows if row.name != "reverse"] == list(rows.rows)
+
+
+def test_seeds_may_be_added_and_put_in_front(model_folder, tmp_path):
+    """The new first seed was tested, but tunes now; and other seeds are other seconds to be given at equal time."""
+    fields = {**study_fields(model_folder, tmp_path / "out"), "learning_rates": [1e-3], "ablations": {}}
+    fields |= {"tune": {"limit": 1, "tokens_per_step": [4]}, "test": {**fields["test"], "limit": 2, "thresholds": []}}
+    del fields["methods"][HOPELESS]
+    before = run_inline(fields)
+    more = Inline()
+    after = run_inline({**fields, "seeds": [100, 200, 0]}, more, resume=True)
+    assert incomplete(after) == []
+    assert [row.error for row in after.rows if row.error is not None] == []
+    assert {key for key in more.done if key.startswith("tune/")} == {"tune/plain/lr-0.001", "tune/rounds/lr-0.001"}
+    assert {key for key in more.done if key.startswith("test/")} == {"test/plain/seed-200", "test/rounds/seed-200"}
+    kept = [row.model_copy(update={"validation": {}}) for row in after.rows]
+    for row in before.rows:
+        assert row.kind == "equal time" or row.model_copy(update={"validation": {}}) in kept
+    assert len({row.training.steps for row in rows_named(after, "plain (equal time)")}) == 1
+
+
+def test_a_training_without_its_weights_begins_anew(model_folder, tmp_path, monkeypatch):
+    """As of a rate that failed when others worked, or of a study that was copied without large files."""
+    study = study_of(study_fields(model_folder, tmp_path / "out"))
+    job = State(study).job_of(next(task for task in tasks_of(study) if task.key == "tune/rounds/lr-0.001"))
+    with monkeypatch.context() as patched:
+        kill_in_step(patched, 2)
+        with pytest.raises(BaseException, match=r"^$"):
+            complete(job)
+    cell = Path(job.folder)
+    assert len(list(cell.rglob("checkpoints/step-*/*.safetensors"))) > 0
+    drop_weights(cell / "run", keeps_model=False)
+    (cell / "test").mkdir()  # answers of the student that is lost
+    complete(job)
+    assert read_row(cell / "cell.json").training.starts == 1
+    assert not (cell / "test").exists()
 
 
 def test_a_folder_is_of_one_study(whole, tmp_path):

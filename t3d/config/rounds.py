@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from t3d.config.base import Config
+from t3d.config.merging import merged
 
 
 class RolloutConfig(Config):
@@ -117,11 +118,8 @@ class RoundConfig(Config):
 
     def applied_to(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A recipe's fields with this round's changes, unchecked; `fields` stays as it is."""
-        changed = ("objective", "optim", "corruption", "reference", "batch")
-        merged = {name: {**fields[name], **getattr(self, name)} for name in changed}
-        if self.objective.get("name", fields["objective"]["name"]) != fields["objective"]["name"]:
-            merged["objective"] = self.objective
-        return {**fields, **merged}
+        groups = ("objective", "optim", "corruption", "reference", "batch")
+        return merged(fields, {name: getattr(self, name) for name in groups})
 
 
 class StopRoundsConfig(Config):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from t3d.config.merging import merged
 from t3d.config.rounds import RolloutConfig, RoundConfig
 from t3d.errors import RequestError
 
@@ -49,25 +50,12 @@ def write_out_shared(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not rounds:
         raise RequestError(f"{SHARED}: is what rounds share, and there are no rounds; give rounds, or leave it out")
     if isinstance(rounds, list | tuple):
-        rest["rounds"] = [_merged(shared, entry) for entry in rounds]
+        rest["rounds"] = [merged(shared, entry) if isinstance(entry, Mapping) else entry for entry in rounds]
     stop = fields.get("stop_rounds")
     if isinstance(stop, Mapping) and isinstance(stop.get("rollout"), Mapping):
         asked = {key: value for key, value in shared.get("rollout", {}).items() if key not in ("by", "completed_by")}
         rest["stop_rounds"] = {**stop, "rollout": {**asked, **stop["rollout"]}}
     return rest
-
-
-def _merged(shared: Mapping[str, Any], entry: Any) -> Any:
-    """An entry of `rounds` over what all share. Another objective leaves the shared one's options behind."""
-    if not isinstance(entry, Mapping):
-        return entry
-    merged = {**copy.deepcopy(dict(shared)), **entry}
-    for key, value in shared.items():
-        own = entry.get(key)
-        if isinstance(value, Mapping) and isinstance(own, Mapping):
-            is_other = key == "objective" and own.get("name", value.get("name")) != value.get("name")
-            merged[key] = dict(own) if is_other else {**value, **own}
-    return merged
 
 
 def _checked(shared: Any) -> Mapping[str, Any]:

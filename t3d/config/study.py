@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from t3d.config.base import Config
+from t3d.config.merging import merged
 from t3d.config.recipe import checked, load_fields
 from t3d.config.rounds import RolloutConfig
 
@@ -25,8 +26,9 @@ OWNED = ("out", "seed")
 class MethodConfig(BaseModel):
     """A method: changes to the study's `recipe`, group by group; the keys beside those here are a recipe's.
 
-    Another objective starts without the options of the recipe's. A method without `data` and `rounds` learns from the
-    shared rollouts; with `data: {task: ...}` it learns from worked answers to the problems that were rolled out.
+    Another objective starts without the options of the recipe's. A method without `rounds` learns from the shared
+    rollouts, of which `data: {keep_unfinished: true}` takes all; with `data: {task: ...}` it learns from worked answers
+    to the problems that were rolled out.
 
     Attributes:
         group: heading under which tables show it.
@@ -97,7 +99,7 @@ class EqualTimeConfig(Config):
 
     Attributes:
         to: the method whose time is given, rollouts and training.
-        methods: that get it; None is every other one without rounds.
+        methods: that get it, none of them with rounds; None is every other one without.
     """
 
     to: str
@@ -159,10 +161,11 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
         _require_once("seeds", self.seeds)
-        _require_once("learning_rates", self.learning_rates)
-        _require_once(
-            "names of methods and ablations", [folder_name(name) for name in (*self.methods, *self.ablations)]
-        )
+        _require_once("learning_rates", [f"{lr:g}" for lr in self.learning_rates])  # as folders call them
+        if nameless := [name for name in self.variants if not folder_name(name)]:
+            raise ValueError(f"methods and ablations: {nameless[0]!r} cannot name a folder; give it a letter or digit")
+        rows = (TEACHER, *self.methods, *self.ablations, *map(EQUAL_TIME.format, self.methods))
+        _require_once("names of rows (methods, ablations, the teacher)", [folder_name(name) for name in rows])
         return self
 
     @model_validator(mode="after")
@@ -170,6 +173,9 @@ class StudyConfig(Config):
         for place, name in self._mentions():
             if name not in self.methods:
                 raise ValueError(f"{place} {name!r} is no method: use one of {', '.join(self.methods)}")
+        for name in self.equal_time_methods:
+            if self.has_rounds(name):
+                raise ValueError(f"equal_time.methods: {name} has rounds, each with steps of its own; leave it out")
         rows = {TEACHER, *self.methods, *self.ablations, *map(EQUAL_TIME.format, self.equal_time_methods)}
         for number, claim in enumerate(self.claims):
             for name in (claim.better, claim.than):
@@ -186,8 +192,12 @@ class StudyConfig(Config):
             for key in OWNED:
                 if key in fields:
                     raise ValueError(f"{place}: {key} differs from cell to cell: leave it to the study")
-            if isinstance(fields.get("optim"), dict) and "lr" in fields["optim"]:
-                raise ValueError(f"{place}: optim.lr is tuned: give learning_rates")
+            for group, key, cure in (
+                ("optim", "lr", "is tuned: give learning_rates"),
+                ("model", "source", "is the study's teacher: give teacher"),
+            ):
+                if isinstance(fields.get(group), dict) and key in fields[group]:
+                    raise ValueError(f"{place}: {group}.{key} {cure}")
         return self
 
     @property
@@ -235,25 +245,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return checked(StudyConfig, load_fields(path, overrides, name, "teacher, out, methods, recipe"), name)
 
 
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe fields with changes: groups key by key, all else whole; another objective brings its own options."""
-    result = dict(fields)
-    for key, change in changes.items():
-        is_kept = key in fields and _is_extended(key, fields[key], change)
-        result[key] = {**fields[key], **change} if is_kept else change
-    return result
-
-
 def folder_name(name: str) -> str:
     """A method's name as a folder: small letters, digits, dots, underscores and hyphens."""
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")
-
-
-def _is_extended(key: str, before: Any, change: Any) -> bool:
-    """Whether a change leaves the other keys of a group as they are."""
-    if not (isinstance(before, dict) and isinstance(change, dict)):
-        return False
-    return key != "objective" or change.get("name", before.get("name")) == before.get("name")
 
 
 def _require_once(what: str, values: Sequence[object]) -> None:

@@ -35,7 +35,7 @@ class Cell:
 
     def folder(self, study: StudyConfig) -> Path:
         """Where all of it goes."""
-        rate = f"lr-{self.lr:.6g}" + ("-equal-time" if self.steps is not None else "")
+        rate = f"lr-{self.lr:g}" + (f"-equal-time-{self.steps}-steps" if self.steps is not None else "")
         return Path(study.out) / "cells" / folder_name(self.variant) / rate / f"seed-{self.seed}"
 
     def draft(self, study: StudyConfig) -> Row:
@@ -82,7 +82,7 @@ def is_of_recipe(row: Row, recipe: Recipe) -> bool:
 def uses_rollouts(study: StudyConfig, variant: str) -> bool:
     """Whether a method or ablation learns from the shared rollouts."""
     fields = study.fields_of(variant)
-    return not fields.get("rounds") and "task" not in (fields.get("data") or {})
+    return not fields.get("rounds") and not {"task", "trajectories"} & (fields.get("data") or {}).keys()
 
 
 def rollouts_folder(study: StudyConfig, seed: int) -> Path:
@@ -96,10 +96,14 @@ def rollout_recipe(study: StudyConfig, seed: int) -> Recipe:
     Raises:
         RequestError: there is no such rollout.
     """
-    fields = study.fields_of(next(iter(study.methods)))
+    fields: dict[str, Any] = {
+        key: study.recipe[key] for key in ("model", "prompt", "precision", "device") if key in study.recipe
+    }
+    if not isinstance(fields.get("model", {}), dict):
+        raise RequestError("recipe: model: must be a group of keys, not a single value")
     fields |= {"model": {**fields.get("model", {}), "source": study.teacher}, "seed": seed, "out": study.out}
-    fields |= {"rounds": [{"rollout": study.rollout.model_dump()}], "data": None}
-    fields.pop("every_round", None)
+    fields |= {"rounds": [{"rollout": study.rollout}]}
+    fields |= {"objective": {"name": "sft"}, "optim": {"steps": 1}}  # a recipe has these; nothing is trained
     return make_recipe(fields, name="rollout")
 
 
@@ -125,7 +129,7 @@ def tasks_of(study: StudyConfig) -> list[Task]:
 
 def tune_key(method: str, lr: float) -> str:
     """The task that tries a learning rate."""
-    return f"tune/{method}/lr-{lr:.6g}"
+    return f"tune/{method}/lr-{lr:g}"
 
 
 def test_key(variant: str, seed: int) -> str:
@@ -155,9 +159,13 @@ def _needs_rollouts(study: StudyConfig) -> bool:
 
 
 def _data_of(study: StudyConfig, seed: int, given: Any) -> Any:
-    """The shared rollouts; or the worked answers to the problems that were rolled out."""
-    if given is None:
-        return {"trajectories": str(rollouts_folder(study, seed))}
-    if not isinstance(given, dict) or "task" not in given:
-        return given
-    return {"count": study.rollout.count, "seed": seed + 1, **given}
+    """What is given, over the shared rollouts; or over the worked answers to the problems that were rolled out."""
+    if given is not None and not isinstance(given, dict):
+        return given  # to be refused
+    given, rollout = given or {}, study.rollout
+    if "task" not in given:
+        return {"trajectories": str(rollouts_folder(study, seed)), **given}
+    origin: dict[str, Any] = {"count": rollout.count, "seed": seed + 1 if rollout.seed is None else rollout.seed}
+    if given["task"] == rollout.task:
+        origin |= {"data": rollout.data, "split": rollout.split}
+    return {**origin, **given}

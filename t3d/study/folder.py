@@ -20,7 +20,7 @@ from t3d.config.study import StudyConfig
 from t3d.errors import RequestError, WorkError
 from t3d.study.rows import write_record
 
-STUDY_FILE = "study.json"
+STUDY_FILE, LOCK_FILE = "study.json", ".lock"
 SHARED = ("out", "teacher", "rollout", "tune", "test")
 """What all cells have in common. The rest may change between parts of a study: cells have recipes of their own."""
 
@@ -37,7 +37,7 @@ def open_folder(study: StudyConfig, resume: bool) -> Iterator[Path]:
     _refuse_foreign(study, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        lock = (out / LOCK_FILE).open("w")
     except OSError as error:
         raise WorkError(f"out {out}: {error.strerror or error}") from error
     with lock:
@@ -53,7 +53,7 @@ def _refuse_foreign(study: StudyConfig, resume: bool) -> None:
     out = Path(study.out)
     if out.exists() and not out.is_dir():
         raise RequestError(f"out {out}: is a file; name a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(each.name == LOCK_FILE for each in out.iterdir()):
         return
     file = out / STUDY_FILE
     if not file.exists():

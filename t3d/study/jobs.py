@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from t3d import trajectories
-from t3d.config import Config, Recipe
+from t3d.config import Config, PromptConfig, Recipe
 from t3d.config.study import TestingConfig, TuningConfig
 from t3d.engine import Engine
-from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
-from t3d.evaluation.answers import ANSWERS_FILE
-from t3d.evaluation.benchmarks import Benchmark
 from t3d.models import as_device, device_name, load_model, load_tokenizer
-from t3d.progress import Silent
 from t3d.study.cells import RUN
-from t3d.study.rows import CELL_FILE, Row, SettingRow, pack_bits, write_record
+from t3d.study.measuring import tested, validated
+from t3d.study.rows import CELL_FILE, Row, write_record
 from t3d.study.timing import training_of
 from t3d.training import run_recipe
 from t3d.training.device import release_memory, with_precision
 from t3d.training.precision import compute_dtype
+from t3d.training.rounds.data import figures_of
 from t3d.training.rounds.plan import plan_rounds
 from t3d.training.rounds.record import ROUNDS_FILE
+from t3d.training.run.checkpoint import PARTIAL, PREFIX
 from t3d.training.run.folder import RECIPE_FILE, steps_of_finished
-from t3d.types import Decoding
 
 WEIGHTS = (".safetensors", ".pt")
+TEST = "test"
+"""A cell's answers to the test problems."""
 
 
 class Rollouts(Config):
@@ -75,6 +73,7 @@ class CellJob(Config):
         model: of the teacher.
         device: None takes a CUDA device if there is one.
         rollouts: file of the shared rollouts' `Rollouts` that it learns from, if it does.
+        prompt: how questions are put when it is measured.
         tune: how it is validated, if it is.
         test: the benchmark, and how it is tested if `is_tested`.
         keeps_model: whether its weights stay.
@@ -87,6 +86,7 @@ class CellJob(Config):
     model: str
     device: str | None
     rollouts: str | None
+    prompt: PromptConfig
     tune: TuningConfig | None
     test: TestingConfig
     is_tested: bool
@@ -146,13 +146,12 @@ def roll_out(job: RolloutJob) -> None:
     if not part.num_tokens:  # a kill came before the record was written: their time is not known
         shutil.rmtree(job.folder)
         part = decode()
-    rows = list(trajectories.read(job.folder))
-    num_tokens = sum(len(row.response_ids) for row in rows)
+    whole = figures_of(Path(job.folder))
     found = Rollouts(
-        seconds=part.seconds * num_tokens / part.num_tokens,
-        answers=len(rows),
-        tokens=num_tokens,
-        tokens_per_forward=num_tokens / max(1, sum(row.num_forwards for row in rows)),
+        seconds=part.seconds * whole["tokens"] / part.num_tokens,
+        answers=whole["answers"],
+        tokens=whole["tokens"],
+        tokens_per_forward=whole["tokens_per_forward"],
         device=device_name(device),
     )
     write_record(found, Path(job.record))
@@ -166,14 +165,14 @@ def complete(job: CellJob) -> None:
     if job.recipe is not None:
         model = str(run / "model")
     if job.recipe is not None and (row.training is None or not _has_weights(run / "model")):
-        _train(job.recipe, run)
+        _train(job.recipe, folder)
         rolled_out = Rollouts.model_validate_json(Path(job.rollouts).read_text()).seconds if job.rollouts else 0.0
         row = row.model_copy(update={"training": training_of(run, rolled_out, device_name(device))})
     engine = Engine.from_pretrained(model, dtype=job.test.dtype, device=device)
     if job.tune is not None:
-        row = row.model_copy(update={"validation": _validate(engine, job.tune, job.test, row.name)})
+        row = validated(engine, row, job.tune, job.test, job.prompt)
     if job.is_tested:
-        row = row.model_copy(update=_test(engine, job.test, row.name, model, folder / "test"))
+        row = tested(engine, row, job.test, job.prompt, model=model, out=folder / TEST)
     write_record(row, folder / CELL_FILE)
     if job.recipe is not None:
         drop_weights(run, keeps_model=job.keeps_model)
@@ -186,10 +185,12 @@ def drop_weights(run: Path, keeps_model: bool) -> None:
             file.unlink()
 
 
-def _train(recipe: Recipe, run: Path) -> None:
-    """Begin a training or go on with it; one that is finished stays."""
+def _train(recipe: Recipe, cell: Path) -> None:
+    """Begin a cell's training or go on with it; one that is finished stays."""
+    run = cell / RUN
     if not _is_whole(run):
         shutil.rmtree(run)
+        shutil.rmtree(cell / TEST, ignore_errors=True)  # another student may give other answers
     if recipe.rounds or steps_of_finished(run) is None:
         run_recipe(recipe, resume=(run / RECIPE_FILE).exists())
         release_memory()
@@ -197,6 +198,8 @@ def _train(recipe: Recipe, run: Path) -> None:
 
 def _is_whole(run: Path) -> bool:
     """Whether all is there that a run says is finished: a study may have been copied without its large files."""
+    if not all(_has_weights(checkpoint) for checkpoint in run.rglob(f"{PREFIX}*") if checkpoint.suffix != PARTIAL):
+        return False
     if not (run / ROUNDS_FILE).exists():
         return steps_of_finished(run) is None or _has_weights(run / "model")
     finished = json.loads((run / ROUNDS_FILE).read_text())["finished"]
@@ -209,68 +212,3 @@ def _is_whole(run: Path) -> bool:
 
 def _has_weights(model: Path) -> bool:
     return any(model.glob("*.safetensors"))
-
-
-def benchmark_of(test: TestingConfig, split: str | None = None) -> Benchmark:
-    """The benchmark that is tested on; or another split of it.
-
-    Raises:
-        RequestError: there is none.
-    """
-    benchmark = get_benchmark(test.benchmark, test.data)
-    chosen = split or test.split
-    return benchmark if chosen is None else replace(benchmark, split=chosen)
-
-
-def settings_of(
-    test: TestingConfig, numbers: Sequence[int], thresholds: Sequence[float], block_size: int
-) -> list[Decoding]:
-    """Resolved decoding settings.
-
-    Raises:
-        RequestError: tokens per step that do not divide the block, or a threshold out of range.
-    """
-    longest = test.max_new_tokens or get_benchmark(test.benchmark, test.data).task.max_new_tokens
-    base = Decoding(block_size=test.block_size, max_new_tokens=longest)
-    return settings_to_try(numbers, thresholds, base, block_size)
-
-
-def _validate(engine: Engine, tune: TuningConfig, test: TestingConfig, name: str) -> dict[int, float]:
-    settings = settings_of(test, tune.tokens_per_step, (), engine.model.config.block_size)
-    benchmark = benchmark_of(test, tune.split)
-    result = evaluate(engine, benchmark, settings, name=name, model=name, limit=tune.limit, reporter=Silent())
-    pairs = zip(tune.tokens_per_step, result.settings, strict=True)
-    return {number: setting.accuracy for number, setting in pairs}
-
-
-def _test(engine: Engine, test: TestingConfig, name: str, model: str, out: Path) -> dict[str, object]:
-    """Fields of a row."""
-    settings = settings_of(test, test.tokens_per_step, test.thresholds, engine.model.config.block_size)
-    benchmark = benchmark_of(test)
-    result = evaluate(engine, benchmark, settings, name=name, model=model, limit=test.limit, out=out, resume=True)
-    return {"settings": _setting_rows(result, out / ANSWERS_FILE), "data_fingerprint": result.data_fingerprint}
-
-
-def _setting_rows(result: EvalResult, answers: Path) -> tuple[SettingRow, ...]:
-    right = _right_of_settings(answers)
-    return tuple(
-        SettingRow(
-            label=each.label,
-            tokens_per_step=each.tokens_per_step,
-            threshold=each.threshold,
-            num_problems=each.num_problems,
-            right=pack_bits(right[each.label]),
-            tokens_per_forward=each.tokens_per_forward,
-            mean_length=each.mean_length,
-        )
-        for each in result.settings
-    )
-
-
-def _right_of_settings(answers: Path) -> dict[str, list[bool]]:
-    """Setting's label -> which problems were answered right, in their order."""
-    right: dict[str, list[bool]] = {}
-    for line in answers.read_text(encoding="utf-8").splitlines():
-        answer = json.loads(line)
-        right.setdefault(answer["setting"], []).append(answer["right"])
-    return right

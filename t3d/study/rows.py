@@ -75,7 +75,7 @@ class Training(Config):
         seconds_per_step: the median over logged stretches, without the first of each run, which compiles, and without
             evaluations; over rounds their mean, weighted by steps.
         rollout_seconds: of the answers that it learns from, shared ones counted in full.
-        wall_seconds: of training with everything, start excepted.
+        wall_seconds: of trainings with all they do, compilation and evaluations too, from the first step on.
         starts: how often it was begun or gone on with; times of more than one hold less well.
         device: on which.
         curve: evaluations on the way.

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+from t3d.config import PromptConfig, Recipe
 from t3d.config.study import EQUAL_TIME, TEACHER, StudyConfig
 from t3d.errors import RequestError
 from t3d.study.cells import Cell, is_of_recipe, recipe_of, rollout_recipe, rollouts_folder, uses_rollouts
@@ -115,16 +116,17 @@ class State:
         if read_row(folder / CELL_FILE) is not None:
             return None
         row = Row(name=TEACHER, variant=TEACHER, kind="teacher")
-        return self._job(row, folder, rollouts=None, is_tuned=False)
+        prompt = rollout_recipe(self._study, self._study.seeds[0]).prompt
+        return self._job(row, folder, prompt, is_tuned=False)
 
     def _cell_job(self, task: Task) -> CellJob | None:
         study, cell = self._study, self._cell(task)
-        folder, row = cell.folder(study), cell.draft(study)
+        folder, row, recipe = cell.folder(study), cell.draft(study), recipe_of(study, cell)
         known = read_row(folder / CELL_FILE)
         if known is not None:
-            if not is_of_recipe(known, recipe_of(study, cell)):
+            if not is_of_recipe(known, recipe):
                 raise RequestError(f"{folder}: holds a cell with another recipe; choose another out")
-            if known.settings or task.kind == "tune":
+            if known.validation if task.kind == "tune" else known.settings:
                 return None
             row = known
         rollouts = None
@@ -133,19 +135,28 @@ class State:
             if not record.exists():
                 raise Impossible(f"the rollouts of seed {cell.seed} failed")
             rollouts = str(record)
-        return self._job(row, folder, rollouts, is_tuned=task.kind == "tune", cell=cell)
+        is_tuned = task.kind == "tune"
+        return self._job(row, folder, recipe.prompt, is_tuned=is_tuned, recipe=recipe, rollouts=rollouts)
 
     def _job(
-        self, row: Row, folder: Path, rollouts: str | None, *, is_tuned: bool, cell: Cell | None = None
+        self,
+        row: Row,
+        folder: Path,
+        prompt: PromptConfig,
+        *,
+        is_tuned: bool,
+        recipe: Recipe | None = None,
+        rollouts: str | None = None,
     ) -> CellJob:
         study = self._study
         return CellJob(
             row=row,
             folder=str(folder),
-            recipe=None if cell is None else recipe_of(study, cell),
+            recipe=recipe,
             model=study.teacher,
             device=study.recipe.get("device"),
             rollouts=rollouts,
+            prompt=prompt,
             tune=study.tune if is_tuned else None,
             test=study.test.model_copy(update={"thresholds": ()}) if row.kind == "ablation" else study.test,
             is_tested=not is_tuned,

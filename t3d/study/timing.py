@@ -14,6 +14,8 @@ from statistics import median
 from typing import Any
 
 from t3d.study.rows import CurvePoint, Training
+from t3d.training.rounds.record import ROUNDS_FILE
+from t3d.training.run.folder import METRICS_FILE, OUTCOME_FILE, RECIPE_FILE, STARTS_FILE
 
 ACCURACY = "accuracy@"
 
@@ -25,12 +27,15 @@ class Part:
     Attributes:
         folder: its run folder.
         rollout_seconds: of the answers that it learns from.
-        wall_seconds: of the training.
     """
 
     folder: Path
     rollout_seconds: float
-    wall_seconds: float
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of the training, from the first step on, evaluations included."""
+        return float(json.loads((self.folder / OUTCOME_FILE).read_text())["seconds"])
 
 
 def training_of(run: Path, rollout_seconds: float, device: str) -> Training:
@@ -44,7 +49,7 @@ def training_of(run: Path, rollout_seconds: float, device: str) -> Training:
     steps, seconds, rolled_out, curve = 0, 0.0, 0.0, []
     parts = list(_parts(run, rollout_seconds))
     for part in parts:
-        lines = _lines(part.folder / "metrics.jsonl")
+        lines = _lines(part.folder / METRICS_FILE)
         pace = seconds_per_step(lines, _examples_per_step(part.folder))
         rolled_out += part.rollout_seconds
         for line in lines:
@@ -61,7 +66,7 @@ def training_of(run: Path, rollout_seconds: float, device: str) -> Training:
         seconds_per_step=seconds / steps,
         rollout_seconds=rolled_out,
         wall_seconds=sum(part.wall_seconds for part in parts),
-        starts=len((run / "starts.jsonl").read_text().splitlines()),
+        starts=len((run / STARTS_FILE).read_text().splitlines()),
         device=device,
         curve=tuple(curve),
     )
@@ -79,22 +84,21 @@ def seconds_per_step(lines: list[dict[str, Any]], examples_per_step: int) -> flo
 
 
 def _parts(run: Path, rollout_seconds: float) -> Iterator[Part]:
-    record = run / "rounds.json"
+    record = run / ROUNDS_FILE
     if not record.exists():
-        outcome = json.loads((run / "outcome.json").read_text())
-        yield Part(run, rollout_seconds, outcome["seconds"])
+        yield Part(run, rollout_seconds)
         return
     rolled_out = 0.0
     for part, figures in json.loads(record.read_text())["finished"].items():  # in the order of their ends
         if part.endswith("/training"):
-            yield Part(run / part, rolled_out, figures["seconds"])
+            yield Part(run / part, rolled_out)
             rolled_out = 0.0
-        else:
+        elif "/judged" not in part:  # that is evaluation
             rolled_out += figures.get("seconds", 0.0)
 
 
 def _examples_per_step(folder: Path) -> int:
-    return int(json.loads((folder / "recipe.json").read_text())["optim"]["examples_per_step"])
+    return int(json.loads((folder / RECIPE_FILE).read_text())["optim"]["examples_per_step"])
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,10 @@ def check_training(recipe: Recipe) -> None:
 
 def _check_objective(recipe: Recipe) -> None:
     objective = build_objective(recipe.objective.name, **recipe.objective.options)
+    if objective.needs_trajectories and recipe.data is not None and recipe.data.task is not None:
+        raise RequestError(
+            f"objective {recipe.objective.name}: needs trajectories, not data.task; run t3d rollout first"
+        )
     if objective.with_complement and recipe.optim.examples_per_step % 2:
         raise RequestError(
             f"optim.examples_per_step {recipe.optim.examples_per_step}: must be even: {recipe.objective.name} trains a "

@@ -231,10 +231,6 @@ class Trainer:
                 f"{num_processes} processes"
             )
         assert recipe.data is not None, "rounds are run by t3d.training.train"
-        if self.objective.needs_trajectories and recipe.data.task:
-            raise RequestError(
-                f"objective {recipe.objective.name}: needs trajectories, not data.task; run t3d rollout first"
-            )
         return StepDataset(
             load_rows(recipe.data, self.tokenizer, model.config, recipe.prompt),
             corruption=recipe.corruption,

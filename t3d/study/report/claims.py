@@ -15,8 +15,8 @@ Verdict = Literal["confirmed", "not confirmed", "the other way round", "not meas
 NOTE = (
     "Difference: points of accuracy, paired: both answer the same problems, and seed i of the one shares rollouts with "
     "seed i of the other; 95% interval by resampling seeds and problems. Confirmed: the whole interval lies above what "
-    "the claim asks for (0 unless it says otherwise); the other way round: the whole of it lies below; else not "
-    "confirmed, which does not mean refuted."
+    "the claim asks for (0 unless it says otherwise); the other way round: the whole of it lies below that and below "
+    "0; else not confirmed, which does not mean refuted."
 )
 
 

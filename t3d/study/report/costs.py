@@ -25,7 +25,7 @@ def cost_table(entries: Sequence[Entry]) -> ResultTable:
         notes=[
             "Means over seeds. s/step: median over a run's logged stretches, without the first, which compiles, and "
             "without evaluations; runs shared devices. Rollouts: shared ones counted in full for each method that "
-            "learns from them. Wall: training with start and compilation.",
+            "learns from them. Wall: trainings with compilation and evaluations, without their start.",
             notes.AUP,
         ],
         records=records,

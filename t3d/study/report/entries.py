@@ -59,7 +59,7 @@ class Entry:
         rows = self.rows
         if seeds is not None:
             by_seed = {row.seed: row for row in rows}
-            rows = tuple(by_seed.get(seed, by_seed.get(None, rows[0])) for seed in seeds)
+            rows = tuple(by_seed[None if self.kind == "teacher" else seed] for seed in seeds)
         return np.stack([_setting(row, label).bits for row in rows])
 
     def tokens_per_forward(self, label: str) -> float:
@@ -97,10 +97,11 @@ def entries_of(found: StudyRows) -> list[Entry]:
 
 
 def chosen_lr(found: StudyRows, variant: str) -> float | None:
-    """The learning rate of a method, or of the one that an ablation is of; None if none worked."""
+    """The learning rate of a method, or of the one that an ablation is of, by the first seed; None if none worked."""
     ablation = found.study.ablations.get(variant)
     method = variant if ablation is None else ablation.of
-    best = best_validated(row for row in found.rows if row.kind == "method" and row.variant == method)
+    tried = (row for row in found.rows if (row.kind, row.variant, row.seed) == ("method", method, found.study.seeds[0]))
+    best = best_validated(tried)
     return None if best is None else best.lr
 
 

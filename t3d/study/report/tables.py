@@ -127,7 +127,9 @@ def ablation_table(found: StudyRows, entries: Sequence[Entry]) -> ResultTable:
 def rate_table(found: StudyRows) -> ResultTable:
     """What was tried with the first seed, and chosen."""
     study = found.study
-    tried = {(row.variant, row.lr): row for row in found.rows if row.kind == "method" and row.seed == study.seeds[0]}
+    own = [row for row in found.rows if row.kind == "method" and row.seed == study.seeds[0]]
+    own.sort(key=lambda row: bool(row.validation))  # a test that failed later does not hide what was tried
+    tried = {(row.variant, row.lr): row for row in own}
     rows = []
     for method in study.methods:
         chosen = chosen_lr(found, method)
