@@ -196,7 +196,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for report, plot, trajectories and student.")] = Path("t3d-demo"),
     seed: SeedOption = 0,
 ) -> None:
-    """See few-step decoding break and distillation repair it: five minutes on two CPU cores."""
+    """See few-step decoding break and distillation repair it: minutes on two CPU cores."""
     from t3d.demo import run_demo
 
     check_new_folder(out)

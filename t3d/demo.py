@@ -1,4 +1,4 @@
-"""The demo: a teacher that few-step decoding breaks, its own trajectories, and a student that it no longer breaks."""
+"""The demo: a teacher that few-step decoding breaks, and a student of its own answers that it no longer breaks."""
 
 from __future__ import annotations
 
@@ -12,72 +12,120 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from t3d.config import PromptConfig, make_recipe
+from t3d.config import PromptConfig, Recipe, make_recipe
 from t3d.engine import Engine
 from t3d.evaluation import EvalResult, SettingResult, evaluate, get_benchmark, settings_to_try, write_result
-from t3d.evaluation.report import plot_accuracy, result_markdown
+from t3d.evaluation.report import ResultTable, plot_accuracy, result_markdown
+from t3d.evaluation.report.layout import Cell, Column
 from t3d.tasks import get_task
 from t3d.tasks.prompts import Questions, put_questions
-from t3d.training import train
-from t3d.trajectories import rollout
+from t3d.training.rounds import RoundsRun
+from t3d.training.rounds.judging import accuracy_of
+from t3d.training.rounds.plan import Round
+from t3d.training.rounds.record import RoundsFile
 from t3d.types import Decoding, Generation, Problem
 
 TEACHER = "story-mini"
 NUM_PROBLEMS = 300
-NUM_ROLLOUTS = 2048
+NUM_WATCHED = 100
+"""Validation problems that each round's student is tried on."""
 NUM_SHOWN_FROM = 16
 """Test questions among which the one that is shown side by side is looked for."""
 TOKENS_PER_STEP = (1, 2, 4)
 DECODING = Decoding(max_new_tokens=160)
-ROLLOUT_DECODING = replace(DECODING, temperature=0.1)
 
+ROUNDS = (4, 2, 1, 1)
+"""Steps per block of the answers that each round learns from."""
+NUM_ROLLOUTS = 512
+"""Answers a round."""
+TEACHER_SHARE = 0.25
+"""Of the examples from round 2 on: answers of round 1, which keep full-step decoding as it was."""
 OBJECTIVE = {"name": "trajectory_ce"}
-OPTIM = {"steps": 170, "examples_per_step": 32, "lr": 4e-4, "warmup_steps": 10}
+OPTIM = {"steps": 40, "examples_per_step": 32, "lr": 5e-4, "warmup_steps": 5}
 CORRUPTION = {"ratio_power": 2.0}
 """More half-revealed blocks than the paper's 8: full-step decoding passes through them, and keeps its quality."""
 
 
 def run_demo(out: Path, seed: int = 0) -> None:
-    """Run everything on the CPU and leave report, plot, trajectories and student in `out`, an empty folder."""
+    """Run everything on the CPU and leave report, plot, rounds and student in `out`, an empty folder."""
     console, started = Console(), time.monotonic()
-    trajectories, run = out / "trajectories", out / "training"
+    training = out / "training"
 
     with _stage(console, f"1. the teacher {TEACHER} at {_steps()} tokens per step"):
         teacher = Engine.from_pretrained(TEACHER, device="cpu")
         before = _evaluate(teacher, "teacher", TEACHER)
 
-    with _stage(console, f"2. {NUM_ROLLOUTS:,} of its own answers, one token per step, with their reveal order"):
-        asked = _questions(teacher, "train", NUM_ROLLOUTS, seed)
-        decoding = replace(ROLLOUT_DECODING, seed=seed)
-        rollout(teacher, asked.prompts, decoding, trajectories, model_name=TEACHER, form=asked.form)
+    with _stage(console, f"2. a student learns in {len(ROUNDS)} rounds: {_settings()}"):
+        rounds = _train(make_recipe(demo_recipe(training, seed)))
 
-    with _stage(console, f"3. a student learns from them: {_settings()}"):
-        train(make_recipe(demo_recipe(trajectories, run, seed)))
+    with _stage(console, "3. the student on the same problems"):
+        student = Engine.from_pretrained(training / "model", device="cpu")
+        after = _evaluate(student, "student", str(training / "model"))
 
-    with _stage(console, "4. the student on the same problems"):
-        student = Engine.from_pretrained(run / "model", device="cpu")
-        after = _evaluate(student, "student", str(run / "model"))
-
+    console.print(rounds)
     console.print(_before_after(before, after))
     console.print(_side_by_side(teacher, student))
-    _write_report(out, [before, after])
+    _write_report(out, [before, after], rounds)
     console.print(f"{time.monotonic() - started:.0f} s in all. Written to [bold]{out}[/]:")
-    for name, what in _contents(run.name, trajectories.name):
-        console.print(f"  {name:<18} {what}")
+    for name, what in _contents(training.name):
+        console.print(f"  {name:<20} {what}")
 
 
-def demo_recipe(trajectories: Path, run: Path, seed: int) -> dict[str, object]:
+def demo_recipe(out: Path, seed: int) -> dict[str, object]:
     """The student's recipe: the settings that served best at this size (docs/negative-results.md has the others)."""
+    shared = {
+        "rollout": {"task": "story", "count": NUM_ROLLOUTS, "max_new_tokens": DECODING.max_new_tokens},
+        "keep": "agreeing",
+        "agree_with": "teacher",
+        "teacher_share": TEACHER_SHARE,
+    }
     return {
         "model": {"source": TEACHER},
         "objective": OBJECTIVE,
-        "data": {"trajectories": str(trajectories)},
         "corruption": CORRUPTION,
         "optim": OPTIM,
+        "every_round": shared,
+        "rounds": [{"rollout": {"steps_per_block": steps}} for steps in ROUNDS],
+        "evaluation": {
+            "every_steps": OPTIM["steps"],
+            "at_start": False,
+            "limit": NUM_WATCHED,
+            "tokens_per_step": TOKENS_PER_STEP[-1:],
+            "max_new_tokens": DECODING.max_new_tokens,
+        },
         "device": "cpu",
         "seed": seed,
-        "out": str(run),
+        "out": str(out),
     }
+
+
+def _train(recipe: Recipe) -> ResultTable:
+    """Run the rounds; returns what happened in each."""
+    run = RoundsRun(recipe)
+    run.run()
+    finished, fastest = RoundsFile(recipe.out), TOKENS_PER_STEP[-1]
+    return ResultTable(
+        name="rounds",
+        title="What each round learned from, and what came of it",
+        columns=[Column("round"), Column("answers of"), Column("tokens per step"), Column("kept"), Column("accuracy")],
+        groups=[[list(map(Cell, _outcome(run, each, finished))) for each in run.rounds]],
+        notes=[
+            "Kept are answers that agree with the teacher's at 1 token per step; no labels are looked at. "
+            f"From round 2 on {TEACHER_SHARE:.0%} of the examples are the teacher's answers of round 1.",
+            f"Accuracy in %, of the round's student on {NUM_WATCHED} validation problems at {fastest} tokens per step.",
+        ],
+        records=[],
+    )
+
+
+def _outcome(run: RoundsRun, each: Round, finished: RoundsFile) -> Iterator[str]:
+    """A round's row."""
+    decoding = each.rollout.few_step
+    yield str(each.number)
+    yield "teacher" if each.rollout.model == TEACHER else "student"
+    yield f"{(decoding.block_size or 0) // (decoding.steps_per_block or 1)}"
+    yield f"{finished[each.data]['answers']:,} of {finished[each.rollout.answers]['answers']:,}"
+    yield f"{100 * accuracy_of(run.out / each.training, of_best=False):.0f}"
 
 
 def _evaluate(engine: Engine, name: str, model: str) -> EvalResult:
@@ -139,23 +187,23 @@ def _are_right(problems: Sequence[Problem], answers: Sequence[Generation]) -> li
         return [each.result().right for each in graded]
 
 
-def _write_report(out: Path, results: Sequence[EvalResult]) -> None:
+def _write_report(out: Path, results: Sequence[EvalResult], rounds: ResultTable) -> None:
     for result in results:
         write_result(result, out / f"{result.name}.json")
     plot_accuracy(results, out / "accuracy.png")
     text = (
-        f"# T3D demo\n\nTeacher: {TEACHER}. Student: {_settings()}.\n\n"
-        f"{result_markdown(results)}\n![accuracy against tokens per forward](accuracy.png)\n"
+        f"# T3D demo\n\nTeacher: {TEACHER}. Student: {len(ROUNDS)} rounds of {_settings()}.\n\n"
+        f"{result_markdown(results)}\n![accuracy against tokens per forward](accuracy.png)\n\n{rounds.section()}"
     )
     (out / "report.md").write_text(text)
 
 
-def _contents(run: str, trajectories: str) -> Iterator[tuple[str, str]]:
-    yield "report.md", "the table, with the picture"
+def _contents(training: str) -> Iterator[tuple[str, str]]:
+    yield "report.md", "the tables, with the picture"
     yield "accuracy.png", "accuracy against tokens per forward"
-    yield f"{trajectories}/", "the teacher's answers and their reveal order (Parquet)"
-    yield f"{run}/model/", "the student, for t3d generate --model"
-    yield f"{run}/", "recipe, metrics, TensorBoard logs"
+    yield f"{training}/model/", "the student, for t3d generate --model"
+    yield f"{training}/round-1/", "its answers and their reveal order (Parquet), metrics, TensorBoard logs; and so on"
+    yield f"{training}/", "recipe and record of the rounds"
 
 
 @contextmanager

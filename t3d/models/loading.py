@@ -20,8 +20,8 @@ from t3d.models.families import FAMILIES
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUILT_IN = ("story-mini", "story-small")
-"""Models that ship with the package; they load by name."""
+BUILT_IN = ("story-mini", "story-small", "story-mini-student", "story-small-student")
+"""Models that ship with the package, two teachers and a student of each; they load by name."""
 BUILT_IN_TOKENIZER = "story-tokenizer"
 """The built-in task's tokenizer, for training a model on it from random weights."""
 
