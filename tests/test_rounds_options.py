@@ -29,6 +29,7 @@ from t3d.training.data import load_rows
 from t3d.training.optimizers import build_optimizer
 from t3d.training.rounds.completion import cut_of, whole_answers
 from t3d.training.rounds.data import agreement
+from t3d.training.rounds.plan import plan_rounds, teacher_of
 from t3d.training.rounds.rolling import Roller
 from t3d.training.run.moments import load_moments, save_moments
 
@@ -274,6 +275,22 @@ def test_kept_is_what_agrees_with_the_teacher(recipe_file, tmp_path):
     assert rows_of(out / "round-2" / "kept") == same
     assert 0 < len(same) < len(students)
     assert figures_of(out)["round-2/kept"]["share"] == len(same) / len(students)
+
+
+def test_the_teacher_is_agreed_with_in_blocks_of_its_own_size(recipe_file):
+    """In other blocks its own answers are compared too; in its own they are what is compared with."""
+    fields = {"prompts": load_recipe(recipe_file).rounds[0].rollout.prompts, "max_new_tokens": 3, "temperature": 0.0}
+    larger = {"block_size": 8, "steps_per_block": 2}
+    rounds = [{"rollout": {"by": by, **fields, **blocks}} for by in ("teacher", "student") for blocks in ({}, larger)]
+    whole = "every_round={keep: agreeing, agree_with: teacher}"
+    recipe = load_recipe(recipe_file, [whole, "stop_rounds=null", f"rounds={json.dumps(rounds)}"])
+    planned = [each.rollout for each in plan_rounds(recipe, TOKENIZER)]
+    assert planned[0].full_step is None
+    for each in planned[1:]:
+        assert each.decodings[each.compared][0] == teacher_of(recipe)
+        assert (each.full_step.block_size, each.full_step.steps_per_block) == (4, 4)
+    sizes = [(each.few_step.block_size, each.few_step.steps_per_block) for each in planned]
+    assert sizes == [(4, 4), (8, 2), (4, 4), (8, 2)]
 
 
 def test_nobody_is_agreed_with_where_all_is_kept(recipe_file):

@@ -184,14 +184,19 @@ class _Planner:
         with _naming(f"rounds.{number - 1}.rollout"):
             seed = self._recipe.seed_of_round(number)
             planned = self._planned(config, seed, model, f"round-{number}", chosen.keep)
-            return self._compared_with_teacher(planned) if chosen.agree_with == "teacher" else planned
+            if chosen.agree_with == "teacher":
+                planned = self._compared_with_teacher(planned)
+            _check_grader(planned, chosen.keep)
+            return planned
 
     def _compared_with_teacher(self, planned: PlannedRollout) -> PlannedRollout:
-        """The student's answers beside the teacher's; the teacher's own are as they are."""
+        """The answers beside the teacher's, which decodes in blocks of its own size; in others it is another."""
+        size = self._config.block_size
+        full_step = replace(planned.full_step or planned.few_step, block_size=size, steps_per_block=size)
         teacher = teacher_of(self._recipe)
-        if planned.model == teacher:
+        if planned.model == teacher and planned.few_step == full_step:
             return planned
-        return replace(planned, full_step=planned.full_step or planned.few_step, compared_with=teacher)
+        return replace(planned, full_step=full_step, compared_with=teacher)
 
     def judged(self) -> PlannedRollout | None:
         """That by which students are judged, of no model yet."""
@@ -202,6 +207,7 @@ class _Planner:
             planned = self._planned(stop.rollout, self._recipe.seed, "", "", "agreeing")
             if planned.full_step is None:
                 raise RequestError("full-step answers agree with themselves; set steps_per_block to fewer")
+            _check_grader(planned, "agreeing")
         return planned
 
     def _planned(self, config: RolloutConfig, default_seed: int, model: str, folder: str, keep: str) -> PlannedRollout:
@@ -212,10 +218,13 @@ class _Planner:
         full_step = full_step_of(few_step)
         completion = (full_step or few_step) if config.completed_by is not None else None
         compared = full_step if keep != "all" else None
-        planned = PlannedRollout(config, questions, few_step, compared, completion, model, folder)
-        if keep == "agreeing" and planned.can_disagree and (grader := grader_of(config)) is not None:
-            grader.close()  # it can be had, and that is all for now
-        return planned
+        return PlannedRollout(config, questions, few_step, compared, completion, model, folder)
+
+
+def _check_grader(planned: PlannedRollout, keep: str) -> None:
+    """Refuse now what a comparison of final answers would refuse after the rollout."""
+    if keep == "agreeing" and planned.can_disagree and (grader := grader_of(planned.config)) is not None:
+        grader.close()  # it can be had, and that is all for now
 
 
 @contextmanager
