@@ -17,24 +17,15 @@ from t3d.cli_convert import app as convert_app
 from t3d.cli_eval import evaluate
 from t3d.cli_interop import PASS_THROUGH, lm_eval
 from t3d.cli_options import (
-    BackendOption,
-    BatchOption,
     BlockOption,
     DeviceOption,
     DtypeOption,
     EntropyOption,
-    InstructionOption,
     MaxTokensOption,
-    MemoryOption,
     ModelOption,
-    RecipeOption,
     RuleOption,
     SeedOption,
-    ShuffleOption,
     StepsOption,
-    StyleOption,
-    SystemOption,
-    TaskOption,
     TemperatureOption,
     ThresholdOption,
     TopKOption,
@@ -42,15 +33,15 @@ from t3d.cli_options import (
     check_new_folder,
     decoding_of,
     make_folder,
-    problems_of,
-    prompt_form_of,
 )
+from t3d.cli_rollout import rollout
 from t3d.cli_study import study, study_report
 from t3d.errors import RequestError, WorkError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench")
 app.add_typer(convert_app, name="convert")
+app.command()(rollout)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(study)
@@ -106,71 +97,6 @@ def generate(
             f"[{length} tokens, {forwards} forwards, TPF {length / max(1, forwards):.2f}, {result.finish_reason}]",
             file=sys.stderr,
         )
-
-
-@app.command()
-def rollout(
-    model: ModelOption,
-    out: Annotated[Path, typer.Option(help="Trajectory folder to write.")],
-    prompts: Annotated[Path | None, typer.Option(help="File of prompts or questions, as task jsonl reads it.")] = None,
-    task: TaskOption = None,
-    data: Annotated[str | None, typer.Option(help="File or hub id of the task's problems; default: its own.")] = None,
-    split: Annotated[str, typer.Option(help="Of the task.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take; an endless task needs it.")] = None,
-    shuffle: ShuffleOption = None,
-    prompt_style: StyleOption = None,
-    instruction: InstructionOption = None,
-    system: SystemOption = None,
-    recipe: RecipeOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Responses a prompt.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
-    block_size: BlockOption = None,
-    steps_per_block: StepsOption = None,
-    rule: RuleOption = "low_confidence_static",
-    temperature: TemperatureOption = 0.1,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
-    threshold: ThresholdOption = 0.9,
-    entropy_bound: EntropyOption = 0.5,
-    max_new_tokens: MaxTokensOption = 512,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchOption = None,
-    backend: BackendOption = None,
-    memory_gib: MemoryOption = None,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of one file.")] = 1024,
-) -> None:
-    """Decode prompts and write down at which step each token was revealed."""
-    from t3d.engine import Engine
-    from t3d.tasks.prompts import put_questions
-    from t3d.trajectories import rollout as roll_out
-
-    decoding = decoding_of(
-        block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
-    )
-    asked = prompt_form_of(recipe, prompt_style, instruction, system)
-    chosen, problems = problems_of(prompts, task, data, split, limit, shuffle, seed)
-    engine = Engine.from_pretrained(
-        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
-    )
-    questions = put_questions(chosen, problems, asked, engine.tokenizer)
-    done = roll_out(
-        engine,
-        questions.prompts,
-        decoding,
-        out,
-        model_name=model,
-        form=questions.form,
-        samples=samples,
-        resume=resume,
-        rows_per_shard=rows_per_shard,
-    )
-    ended = ", ".join(f"{reason} {count}" for reason, count in sorted(done.finish_reasons.items())) or "nothing to do"
-    print(
-        f"{out}: {done.num_rows} answers, {done.num_tokens} tokens, TPF {done.tokens_per_forward:.2f}, "
-        f"{done.num_tokens / max(done.seconds, 1e-9):,.0f} tokens/s, ended by: {ended}"
-    )
 
 
 @app.command()

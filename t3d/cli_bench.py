@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -115,6 +116,8 @@ def train(
     attention: Annotated[str | None, typer.Option(help="flex or sdpa; default: flex on cuda.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Compile the layers; default: on cuda.")] = None,
     checkpoint_layers: Annotated[int | None, typer.Option(help=f"Recomputed in the backward; {RECIPES}.")] = None,
+    strategy: Annotated[str | None, typer.Option(help=f"Of several processes: ddp or fsdp; {RECIPES}.")] = None,
+    gradients: Annotated[str | None, typer.Option(help=f"Of fsdp: whole or sharded; {RECIPES}.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="GiB of the device; needing more is an error.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -145,6 +148,8 @@ def train(
         attention=attention,
         compile=compile,
         checkpoint_layers=checkpoint_layers,
+        strategy=strategy,
+        gradients=gradients,
         memory_gib=memory_gib,
         seed=seed,
         device=device,
@@ -152,8 +157,9 @@ def train(
     plan.check()
     file = _result_file(out, plan.name)
     row = bench_train(plan, file, shlex.join(["t3d", *sys.argv[1:]]))
-    Console().print(row_table(row))
-    print(file)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        Console().print(row_table(row))
+        print(file)
 
 
 def queue_of(

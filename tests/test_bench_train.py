@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training_runs import start_program
 
 from t3d.bench import LENGTHS, TrainPlan, TrainRow, bench_train, training_report
 from t3d.bench.lengths import random_rows
@@ -226,6 +227,31 @@ def test_full_rows_have_no_padding(tmp_path):
     assert min(abs(row.tflop_per_example * 1e12 - 3 * forward) for forward in forwards) < 1
 
 
+TOGETHER = """
+import sys
+from t3d.cli import run
+line = "bench train --shape tiny --lengths real --device cpu --examples 5 --steps 1 --warm-up 0 --tokens-per-batch 1"
+sys.exit(run([*line.split(), "--strategy", "fsdp", "--out", sys.argv[1]]))
+"""
+
+
+def test_processes_share_what_one_would_do(tmp_path):
+    """Of five examples one has three batches, the other two and one without an example."""
+    alone = bench_train(replace(FEW, examples=5, tokens_per_batch=1), tmp_path / "alone.json", "")
+    processes = start_program(TOGETHER, tmp_path / "row.json", 2)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    (row,) = result(tmp_path / "row.json")["rows"]
+    assert (row["processes"], row["strategy"], row["gradients"]) == (2, "fsdp", "whole")
+    assert (alone.processes, alone.strategy, alone.gradients) == (1, None, None)
+    assert (alone.num_batches, row["num_batches"]) == (5, 3)
+    assert row["examples_per_second"] == pytest.approx(5 / row["seconds_per_step"])
+    assert row["tflop_per_example"] == pytest.approx(alone.tflop_per_example)
+    tokens = alone.tokens_per_second * alone.seconds_per_step
+    assert row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(tokens)
+    assert sum("seconds a step" in output for output in outputs) == 1  # one of them speaks
+
+
 def test_the_learner_names_its_parts(tmp_path, monkeypatch):
     """The reference judges the whole step first; each batch goes forward and back; one update."""
     heard = []
@@ -311,6 +337,9 @@ SETTING = Setting(
     checkpoint_layers=0,
     tokens_per_batch=100,
     block_size=4,
+    processes=1,
+    strategy=None,
+    gradients=None,
     examples_per_step=2,
     memory_limit_gib=None,
 )
@@ -335,7 +364,7 @@ def test_a_row_by_hand(monkeypatch):
     monkeypatch.setattr(training_report, "peak_flops", lambda device: 3e12)
     monkeypatch.setattr(training_report, "device_name", lambda device: "NVIDIA H200")
     steps = [step(9.0, num_tokens=7, num_flops=7), step(4.0), step(1.0, phases={"forward": 1.0}, num_positions=7)]
-    assert asdict(make_row(SETTING, steps, CPU)) == {
+    assert asdict(make_row(SETTING, steps, CPU, [70.5])) == {
         **asdict(SETTING),
         "prompt_tokens": 100,
         "response_tokens": 300,
@@ -343,6 +372,7 @@ def test_a_row_by_hand(monkeypatch):
         "seconds_per_step": 4.0,
         "seconds_per_step_runs": [9.0, 4.0, 1.0],
         "seconds_per_example": 2.0,
+        "examples_per_second": 0.5,
         "phases": {"forward": 0.5, "optimizer": 0.25, "rest": 1.25},
         "preparing_seconds_per_example": 0.125,
         "useful_tokens_per_second": 150,
@@ -350,7 +380,8 @@ def test_a_row_by_hand(monkeypatch):
         "share_of_real_positions": 0.75,
         "tflop_per_example": 3.0,
         "mfu": 0.5,
-        "peak_gib": None,
+        "peak_gib": 70.5,
+        "peak_gib_by_process": [70.5],
         "public_seconds_per_example": 0.371,
         "speedup": 0.371 / 2,
     }

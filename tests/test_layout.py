@@ -36,7 +36,7 @@ ORDER = (
     {"bench"},
     {"demo", "cli_options"},
     {"interop"},
-    {"cli_bench", "cli_compare", "cli_convert", "cli_eval", "cli_interop", "cli_study"},
+    {"cli_bench", "cli_compare", "cli_convert", "cli_eval", "cli_interop", "cli_rollout", "cli_study"},
     {"cli"},
 )
 """A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import noisy_example, noisy_examples, random_row, tiny_model
 
 from t3d.corruption import NoisyExample, pack, pack_in_budget
-from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows, spread_evenly
+from t3d.corruption.packing import PADDING_DOCUMENT, assign_rows, deal, spread_evenly
 from t3d.models import scoring
 from t3d.models.attention import CLEAN, NOISY, TILE, two_copy_mask
 from t3d.objectives import OBJECTIVES, build_objective
@@ -270,6 +270,32 @@ def test_even_batches_hold_everything_once_within_the_budget(lengths, budget):
     assert all(0 < load <= max(budget, lengths[0]) for load in loads)
     if lengths:
         assert max(loads) - min(loads) <= lengths[0]  # the emptiest got each, so none is ahead by more than one
+
+
+@any_speed
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9))
+def test_hands_hold_everything_once_and_nearly_as_much(lengths, hands):
+    dealt = deal(sorted(lengths, reverse=True), hands)
+    assert sorted(index for hand in dealt for index in hand) == list(range(len(lengths)))
+    loads = [sum(sorted(lengths, reverse=True)[index] for index in hand) for hand in dealt]
+    assert max(loads) - min(loads) <= max(lengths)
+    assert sum(load > 0 for load in loads) == min(hands, len(lengths))
+
+
+@every_objective
+@pytest.mark.parametrize("tiled", [False, True])
+def test_batches_without_examples_change_nothing(name, tiled, student, reference):
+    """A process that would have fewer batches than another runs them."""
+    examples = noisy_examples(OBJECTIVES[name].hider)
+    options = {"row_tokens": None, "block_size": 4, "num_examples_in_step": len(examples), "tiled": tiled}
+    batches = pack_in_budget(examples, tokens_per_batch=60, at_least=50, **options)
+    assert len(batches) == 50
+    empty = batches[-1]
+    assert (empty.row_ids, empty.num_tokens, empty.num_pairs, empty.tokens.num_examples) == ([], 0, 0, 0)
+    with_them, without = (step_of(part, name, student, reference) for part in (batches, batches[:-10]))
+    assert_same_step(with_them, without)
+    alone = step_of([empty], name, student, reference)  # every weight has a gradient, or this fails
+    assert not any(value.any() for value in alone.values())
 
 
 @every_objective

@@ -381,7 +381,7 @@ def test_the_best_student_is_on_disk(evaluated, evaluated_inputs):
 def scripted(trainer, monkeypatch, accuracies):
     """Evaluations of this run give, by step, these accuracies at both settings."""
 
-    def measure(reporter):
+    def measure(student, reporter):
         accuracy = accuracies[trainer.finished_steps]
         return SimpleNamespace(settings=2 * [SimpleNamespace(accuracy=accuracy, tokens_per_forward=1.0)])
 
@@ -639,6 +639,7 @@ def test_what_changes_no_result_may_change_in_a_resumed_run(finished, inputs):
     file = Path(finished.out, "recipe.json")
     free = {"log_every": 7, "batch": {"tokens_per_batch": 99}, "checkpoint": {"every_minutes": 1}, "device": None}
     free |= {"tracking": {"to": ["trackio"]}, "compute": {"checkpoint_layers": 1}, "precision": "fp32"}
+    free |= {"distributed": {"strategy": "fsdp"}}
     assert other_run(file, recipe_of(inputs, "elsewhere", **free)) is None
     for change, key in (
         ({"seed": 1}, "seed"),
@@ -652,7 +653,7 @@ def test_what_changes_no_result_may_change_in_a_resumed_run(finished, inputs):
 
 def test_a_run_from_before_a_key_had_its_default(finished, inputs, tmp_path):
     stored = json.loads(Path(finished.out, "recipe.json").read_text())
-    new = ("compute", "tracking", "evaluation")
+    new = ("compute", "distributed", "tracking", "evaluation")
     old = {key: value for key, value in stored.items() if key not in new}
     del old["checkpoint"]["asynchronous"], old["optim"]["optimizer"], old["model"]["adapter"]
     (tmp_path / "recipe.json").write_text(json.dumps(old))

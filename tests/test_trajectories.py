@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import re
+import socket
+import subprocess
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -213,8 +216,9 @@ def test_resumed_equals_uninterrupted(tmp_path, complete, done):
 
 
 def test_what_a_kill_leaves_behind_is_cleared_and_redone(half):
-    (half / ".t3d-tmp-shard-00001.parquet").write_bytes(b"PAR1 half a shard")
-    shard(half, 3).write_bytes(shard(half, 2).read_bytes())  # renamed, but killed before the manifest
+    (half / ".t3d-tmp-shard-00001.parquet").write_bytes(b"PAR1 half a shard")  # by an earlier version
+    (half / f".t3d-tmp-{dead_pid()}@{socket.gethostname()}@shard-00001.parquet").write_bytes(b"PAR1 half a shard")
+    (half / f".shard-00003-{'0' * 16}.json").write_text('{"num_rows": 3, "sha256": "00"}')  # killed before the rename
     writer = open_writer(half, resume=True)
     assert writer.finished == {0, 2}
     assert not list(half.glob(".t3d-tmp-*"))
@@ -228,12 +232,33 @@ def test_a_folder_killed_before_its_manifest_is_begun_anew(tmp_path):
     assert list(read(tmp_path)) == ROWS
 
 
+def dead_pid() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_living_process_is_writing_is_left_alone(half):
+    names = [f"{os.getppid()}@{socket.gethostname()}@", f"{dead_pid()}@another-host@"]
+    files = [half / f".t3d-tmp-{name}shard-00001.parquet" for name in names]
+    for file in files:
+        file.write_bytes(b"PAR1 half a shard")
+    open_writer(half, resume=True)
+    assert all(file.exists() for file in files)
+    long_ago = time.time() - 2 * 3600
+    for file in files:
+        os.utime(file, (long_ago, long_ago))
+    open_writer(half, resume=True)
+    assert [file.exists() for file in files] == [True, False]  # whether the other one lives cannot be asked
+
+
 @pytest.mark.parametrize("harm", ["missing", "truncated", "flipped"])
 def test_a_damaged_shard_is_redone_on_resume(complete, caplog, harm):
     damage(shard(complete, 1), harm)
     writer = open_writer(complete, resume=True)
     assert writer.finished == {0, 2, 3}
-    assert "shard-00001.parquet" in caplog.text
+    assert ("shard-00001.parquet is damaged" in caplog.text) == (harm != "missing")
     with pytest.raises(RequestError, match="1 of 4 shards are missing"):
         read(complete)
     finish(complete)
@@ -244,6 +269,30 @@ def test_resuming_a_finished_folder_leaves_nothing_to_do(complete):
     before = {file: file.stat().st_mtime_ns for file in complete.iterdir()}
     assert open_writer(complete, resume=True).finished == {0, 1, 2, 3}
     assert {file: file.stat().st_mtime_ns for file in complete.iterdir()} == before
+
+
+def as_an_earlier_version(folder):
+    """Without records: what is finished stood in the manifest."""
+    manifest = json.loads((folder / ".manifest.json").read_text())
+    records = sorted(folder.glob(".shard-*.json"))
+    shards = [{"index": int(file.name[7:12]), **json.loads(file.read_text())} for file in records]
+    (folder / ".manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
+    for file in records:
+        file.unlink()
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_gone_on_with(half, complete, caplog):
+    as_an_earlier_version(half)
+    assert count(half, allow_partial=True) == 6
+    assert list(read(half, allow_partial=True)) == SLICES[0] + SLICES[2]
+    flip_bit(shard(half, 2), 100)
+    with pytest.raises(RequestError, match=r"shard-00002\.parquet is damaged"):
+        list(read(half, allow_partial=True))
+    assert open_writer(half, resume=True).finished == {0}
+    finish(half)
+    assert {file.name: file.read_bytes() for file in half.iterdir()} == {
+        file.name: file.read_bytes() for file in complete.iterdir()
+    }
 
 
 def test_an_unfinished_folder_is_read_only_on_demand(half):
@@ -456,7 +505,7 @@ def test_no_space_is_one_line_and_loses_nothing(half, monkeypatch, target, failu
     writer = open_writer(half, resume=True)
     with monkeypatch.context() as full_disk:
         full_disk.setattr(target, failure)
-        with pytest.raises(WorkError, match=r"cannot write .*shard-00001\.parquet: No space left on device$"):
+        with pytest.raises(WorkError, match=r"cannot write .*/\.?shard-00001.*: No space left on device$"):
             writer.write_shard(1, SLICES[1])
     assert not list(half.glob(".t3d-tmp-*"))
     assert writer.finished == {0, 2}
@@ -465,17 +514,19 @@ def test_no_space_is_one_line_and_loses_nothing(half, monkeypatch, target, failu
     assert list(read(half)) == ROWS
 
 
-def test_no_space_for_the_manifest_only_repeats_the_shard(half, monkeypatch):
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_no_space_for_a_record_or_its_shard_only_repeats_the_shard(half, monkeypatch, ending):
     real_replace = os.replace
 
-    def refuse_manifest(source, target):
-        return no_space() if target.name == ".manifest.json" else real_replace(source, target)
+    def refuse(source, target):
+        return no_space() if target.suffix == ending else real_replace(source, target)
 
     writer = open_writer(half, resume=True)
     with monkeypatch.context() as full_disk:
-        full_disk.setattr("os.replace", refuse_manifest)
-        with pytest.raises(WorkError, match=r"\.manifest\.json: No space left"):
+        full_disk.setattr("os.replace", refuse)
+        with pytest.raises(WorkError, match=rf"shard-00001.*{ending}: No space left"):
             writer.write_shard(1, SLICES[1])
+    assert not shard(half, 1).exists()
     assert writer.finished == open_writer(half, resume=True).finished == {0, 2}
     finish(half)
     assert list(read(half)) == ROWS

@@ -69,10 +69,6 @@ def _trajectories(world, good):
     shard.write_bytes(shard.read_bytes()[:-50])
     shutil.copytree(good, world / "rolled-unfinished")
     (world / "rolled-unfinished" / "shard-00002.parquet").unlink()
-    manifest = json.loads((good / ".manifest.json").read_text())
-    (world / "rolled-unfinished" / ".manifest.json").write_text(
-        json.dumps({**manifest, "shards": manifest["shards"][:2]})
-    )
     rows, meta = list(read(good)), read_meta(good)
     write(world / "rolled-other-tokenizer", rows, replace(meta, tokenizer_fingerprint="0123456789abcdef"))
     write(world / "rolled-other-mask", rows, replace(meta, mask_token_id=meta.mask_token_id + 1))

@@ -35,6 +35,7 @@ class TrainPlan:
         reference, attention, compile, checkpoint_layers: as in a recipe too.
         adapter: "lora" or "dora"; None trains all weights.
         rank: of the adapter.
+        strategy, gradients: of several processes, as in a recipe's `distributed`.
         memory_gib: that the process may hold on the device; more is an error. None is all there is.
         seed: of weights, rows and noise.
         device: "cpu" or "cuda"; None is CUDA where there is one.
@@ -57,6 +58,8 @@ class TrainPlan:
     attention: str | None = None
     compile: bool | None = None
     checkpoint_layers: int | None = None
+    strategy: str | None = None
+    gradients: str | None = None
     memory_gib: float | None = None
     seed: int = 0
     device: str | None = None
@@ -112,6 +115,7 @@ class TrainPlan:
                 "compile": self.compile,
                 "checkpoint_layers": self.checkpoint_layers,
             },
+            "distributed": _given({"strategy": self.strategy, "gradients": self.gradients}),
             "precision": self.precision,
             "seed": self.seed,
             "device": self.device,

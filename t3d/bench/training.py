@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from t3d.bench.lengths import get_lengths, random_rows
-from t3d.bench.result_file import ResultFile
+from t3d.bench.result_file import ResultFile, peak_memory_gib
 from t3d.bench.shapes import build_model
 from t3d.bench.timing import free_memory, wait_for
 from t3d.bench.train_plan import TrainPlan
@@ -20,15 +20,17 @@ from t3d.bench.training_report import NOTE, Setting, TimedStep, TrainRow, make_r
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch, TrainingRow
 from t3d.errors import RequestError, WorkError
-from t3d.models import BlockDiffusionConfig
+from t3d.models import FAMILIES, BlockDiffusionConfig
 from t3d.objectives import build_objective
 from t3d.progress import progress
 from t3d.training.data import Share, StepDataset
 from t3d.training.device import prepare_device
 from t3d.training.learner import Learner
+from t3d.training.parallel.strategy import is_sharded, with_strategy
 from t3d.training.phases import TimedPhases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import reference_form
+from t3d.training.requirements import check_training
 from t3d.training.student import make_student
 from t3d.training.throughput import work_of
 
@@ -51,11 +53,17 @@ def bench_train(plan: TrainPlan, file: Path, command: str) -> TrainRow:
     config, recipe = plan.check()
     accelerator, recipe = prepare_device(recipe)
     device = accelerator.device
+    with torch.device("meta"):
+        num_weights = FAMILIES[config.model_type][1](config).num_parameters()
+    recipe = with_strategy(recipe, num_weights, accelerator.num_processes, device)
+    check_training(recipe)
     with memory_limit(plan.memory_gib, device):
         bench = TrainBench(plan, config, recipe, accelerator)
         steps = bench.measure()
-        row = make_row(bench.setting(), steps, device)
-    ResultFile[TrainRow](file, command, device, compute_dtype(recipe), NOTE).add(row)
+        row = make_row(bench.setting(), steps, device, bench.peaks_gib())
+    if accelerator.is_main_process:
+        ResultFile[TrainRow](file, command, device, compute_dtype(recipe), NOTE).add(row)
+    accelerator.wait_for_everyone()
     return row
 
 
@@ -70,16 +78,20 @@ class TrainBench:
     """
 
     def __init__(self, plan: TrainPlan, config: BlockDiffusionConfig, recipe: Recipe, accelerator: Accelerator) -> None:
-        self._plan, self._config, self._recipe, self._device = plan, config, recipe, accelerator.device
+        self._plan, self._config, self._recipe, self._accelerator = plan, config, recipe, accelerator
+        self._device, self._sharded = accelerator.device, is_sharded(recipe, accelerator.num_processes)
         self._objective = build_objective(recipe.objective.name)
         self._phases = TimedPhases(self._device)
-        student = make_student(lambda dtype: build_model(config, self._device, dtype, plan.seed), recipe, self._device)
+        student = make_student(
+            lambda dtype: build_model(config, self._device, dtype, plan.seed), recipe, self._device, self._sharded
+        )
         self._learner = Learner(student, self._objective, recipe, accelerator, self._phases)
 
     def measure(self) -> list[TimedStep]:
         """Warm up, then time the plan's steps."""
         steps, total = [], self._plan.warm_up + self._plan.steps
-        with progress(f"bench {self._plan.shape}", total, "steps") as bar:
+        shown = self._accelerator.is_main_process
+        with progress(f"bench {self._plan.shape}", total, "steps", shown=shown) as bar:
             for number in range(1, 1 + total):
                 step = self.step(number)
                 steps.append(step)
@@ -99,10 +111,11 @@ class TrainBench:
         batches = self._prepared(rows)
         preparing_seconds = time.perf_counter() - begin
         self._phases.seconds()  # nothing is left over, and the device is idle
+        self._accelerator.wait_for_everyone()
         begin = time.perf_counter()
         metrics = self._learner.step(batches, number)
         wait_for(self._device)
-        seconds = time.perf_counter() - begin
+        seconds = max(self._from_all(time.perf_counter() - begin))
         if not math.isfinite(float(metrics["loss"])):
             raise WorkError("the loss is not finite: nothing was measured; try another --precision")
         return TimedStep(
@@ -110,12 +123,23 @@ class TrainBench:
             phases=self._phases.seconds(),
             preparing_seconds=preparing_seconds,
             num_batches=len(batches),
-            num_positions=sum(batch.input_ids.numel() for batch in batches),
-            num_tokens=sum(batch.num_tokens for batch in batches),
+            num_positions=int(sum(self._from_all(sum(batch.input_ids.numel() for batch in batches)))),
+            num_tokens=int(sum(self._from_all(sum(batch.num_tokens for batch in batches)))),
             num_prompt_tokens=sum(len(row.prompt_ids) for row in rows),
             num_response_tokens=sum(len(row.response_ids) for row in rows),
-            num_flops=self._learner.flops(work_of(batches)),
+            num_flops=sum(self._from_all(self._learner.flops(work_of(batches)))),
         )
+
+    def peaks_gib(self) -> list[float]:
+        """Most memory of each process; empty on the CPU."""
+        peak = peak_memory_gib(self._device)
+        return [] if peak is None else self._from_all(peak)
+
+    def _from_all(self, number: float) -> list[float]:
+        """A number of every process, of all of them."""
+        mine = torch.tensor([number], dtype=torch.float64, device=self._device)
+        found: list[float] = self._accelerator.gather(mine).tolist()
+        return found
 
     def setting(self) -> Setting:
         """What is measured and how: the plan, and what recipe and device make of what it leaves open."""
@@ -138,6 +162,9 @@ class TrainBench:
             checkpoint_layers=self._learner.checkpointed_layers or 0,
             tokens_per_batch=recipe.batch.tokens_per_batch,
             block_size=recipe.corruption.block_size or self._config.block_size,
+            processes=self._accelerator.num_processes,
+            strategy=recipe.distributed.strategy if self._accelerator.num_processes > 1 else None,
+            gradients=recipe.distributed.gradients if self._sharded else None,
             examples_per_step=plan.examples,
             memory_limit_gib=plan.memory_gib,
         )
@@ -153,7 +180,7 @@ class TrainBench:
             examples_per_step=self._plan.examples,
             model=self._config,
             seed=self._recipe.seed,
-            share=Share(),
+            share=Share(self._accelerator.process_index, self._accelerator.num_processes),
             tiled=self._learner.computing.attention == "flex",
         )
         return dataset[0]

@@ -9,7 +9,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from t3d.bench.result_file import peak_memory_gib, shown
+from t3d.bench.result_file import shown
 from t3d.models import device_name
 from t3d.training.phases import PHASES
 from t3d.training.throughput import peak_flops
@@ -30,8 +30,10 @@ NOTE = (
     "real tokens, pairs of them that see each other, and tokens with loss; neither padding nor recomputation counts "
     "(t3d/training/throughput.py). mfu: that, over the time and the device's bf16 peak by its data sheet, whatever "
     "the precision. peak_gib: reserved by torch, the making of the model included; a limit is on the same, and the "
-    "driver's context takes some hundred MiB beside it. public_seconds_per_example: the paper's code on an H200 at "
-    "these shapes and average lengths, forward and backward only; ours includes the optimizer."
+    "driver's context takes some hundred MiB beside it. Several processes: seconds are those of the slowest; examples, "
+    "tokens and flop those of all; phases, batches and preparing those of the main one. public_seconds_per_example: "
+    "the paper's code on an H200 at these shapes and average lengths, forward and backward only; ours includes the "
+    "optimizer."
 )
 
 PUBLIC_SECONDS: Mapping[tuple[str, str], float] = {
@@ -78,7 +80,9 @@ class Setting:
         precision, optimizer, adapter, rank, quantize: how it is held and updated; None is what is not used.
         reference, reference_refresh_every: None without a reference.
         attention, compile, checkpoint_layers, tokens_per_batch, block_size: how it is computed.
-        examples_per_step: of one optimizer step.
+        processes: that share a step, one a device.
+        strategy, gradients: how, as in a recipe's `distributed`; None where one works alone, or holds it all.
+        examples_per_step: of one optimizer step, over all processes.
         memory_limit_gib: on the device, as it was asked for.
     """
 
@@ -97,6 +101,9 @@ class Setting:
     checkpoint_layers: int
     tokens_per_batch: int
     block_size: int
+    processes: int
+    strategy: str | None
+    gradients: str | None
     examples_per_step: int
     memory_limit_gib: float | None
 
@@ -107,15 +114,15 @@ class TrainRow(Setting):
 
     Attributes:
         prompt_tokens, response_tokens: mean of an example.
-        num_batches: of a step.
+        num_batches: of a step, in the main process.
         seconds_per_step, seconds_per_step_runs: the median timed step; all of them.
-        seconds_per_example: the figure to compare.
+        seconds_per_example, examples_per_second: the figures to compare, over all processes.
         phases: part -> seconds an example; with `rest` they add up to it.
         preparing_seconds_per_example: in one process, not part of it.
         useful_tokens_per_second, tokens_per_second: of responses; of all that a forward runs over.
         share_of_real_positions: 0 .. 1.
         tflop_per_example, mfu: what the mathematics asks for; its share of the device's peak, 0 .. 1.
-        peak_gib: on the device.
+        peak_gib, peak_gib_by_process: on the device; the highest, and each.
         public_seconds_per_example, speedup: of the paper's code, and how many times faster than it.
     """
 
@@ -125,6 +132,7 @@ class TrainRow(Setting):
     seconds_per_step: float
     seconds_per_step_runs: list[float]
     seconds_per_example: float
+    examples_per_second: float
     phases: dict[str, float]
     preparing_seconds_per_example: float
     useful_tokens_per_second: float
@@ -133,17 +141,21 @@ class TrainRow(Setting):
     tflop_per_example: float
     mfu: float | None
     peak_gib: float | None
+    peak_gib_by_process: list[float] | None
     public_seconds_per_example: float | None
     speedup: float | None
 
 
-def make_row(setting: Setting, steps: Sequence[TimedStep], device: torch.device) -> TrainRow:
+def make_row(
+    setting: Setting, steps: Sequence[TimedStep], device: torch.device, peaks_gib: Sequence[float] = ()
+) -> TrainRow:
     """The row of a measurement.
 
     Args:
         setting: what was measured.
         steps: timed.
-        device: that they ran on.
+        device: that they ran on, or this process's of several alike.
+        peaks_gib: of memory, a process each; empty where nobody knows.
     """
     count, step = setting.examples_per_step, sorted(steps, key=lambda each: each.seconds)[len(steps) // 2]
     phases = {name: step.phases[name] / count for name in PHASES if name in step.phases}
@@ -157,14 +169,16 @@ def make_row(setting: Setting, steps: Sequence[TimedStep], device: torch.device)
         seconds_per_step=step.seconds,
         seconds_per_step_runs=[each.seconds for each in steps],
         seconds_per_example=seconds,
+        examples_per_second=1 / seconds,
         phases={**phases, REST: seconds - sum(phases.values())},
         preparing_seconds_per_example=step.preparing_seconds / count,
         useful_tokens_per_second=step.num_response_tokens / step.seconds,
         tokens_per_second=step.num_tokens / step.seconds,
         share_of_real_positions=step.num_tokens / step.num_positions,
         tflop_per_example=step.num_flops / count / 1e12,
-        mfu=step.num_flops / step.seconds / peak if peak else None,
-        peak_gib=peak_memory_gib(device),
+        mfu=step.num_flops / step.seconds / (peak * setting.processes) if peak else None,
+        peak_gib=max(peaks_gib, default=None),
+        peak_gib_by_process=list(peaks_gib) or None,
         public_seconds_per_example=public,
         speedup=public / seconds if public else None,
     )
@@ -172,6 +186,8 @@ def make_row(setting: Setting, steps: Sequence[TimedStep], device: torch.device)
 
 def public_seconds(setting: Setting, device: str) -> float | None:
     """Seconds an example of the public code at the same task on the same device, where that was measured."""
+    if setting.processes > 1:
+        return None
     if setting.objective != "t3d" or setting.adapter is not None or PUBLIC_DEVICE not in device:
         return None
     return PUBLIC_SECONDS.get((setting.shape, setting.lengths))
@@ -189,7 +205,11 @@ def row_table(row: TrainRow) -> Table:
 
 def _lines(row: TrainRow) -> dict[str, str]:
     faster = f" ({row.speedup:.1f}x the public code)" if row.speedup else ""
+    shared = f" ({row.strategy})" if row.strategy else ""
     return {
+        "processes": f"{row.processes}{shared}",
+        "seconds a step": f"{row.seconds_per_step:.4g}",
+        "examples/s": f"{row.examples_per_second:.4g}",
         "seconds an example": f"{row.seconds_per_example:.4g}{faster}",
         **{f"  {name}": f"{seconds:.4g}" for name, seconds in row.phases.items()},
         "response tokens/s": f"{row.useful_tokens_per_second:,.0f}",
@@ -197,6 +217,6 @@ def _lines(row: TrainRow) -> dict[str, str]:
         "real positions": f"{row.share_of_real_positions:.1%}",
         "TFLOP an example": f"{row.tflop_per_example:.4g}",
         "MFU": shown(row.mfu, ".1%"),
-        "peak GiB": shown(row.peak_gib, ".1f"),
+        "peak GiB": ", ".join(f"{peak:.1f}" for peak in row.peak_gib_by_process or ()) or shown(None, ""),
         "batches a step": str(row.num_batches),
     }

@@ -204,6 +204,20 @@ class ReferenceConfig(Config):
     temperature: float = Field(0.0, ge=0)
 
 
+class DistributedConfig(Config):
+    """How several processes share a training; changes speed and memory, results only by rounding. One needs nothing.
+
+    Attributes:
+        strategy: ddp (each holds all), fsdp (weights, gradients, moments and the frozen model are sharded over all), or
+            auto: ddp where all that a process would hold fits its device, else fsdp.
+        gradients: of fsdp, between the batches of a step: whole (each process keeps its own until the last batch, and
+            they are exchanged once a step) or sharded (exchanged after every batch); None is whole where they fit well.
+    """
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    gradients: Literal["whole", "sharded"] | None = None
+
+
 class CheckpointConfig(Config):
     """What is kept on the way. A run that is interrupted writes one more, if it writes any.
 

@@ -18,6 +18,7 @@ from t3d.config.groups import (
     ComputeConfig,
     CorruptionConfig,
     DataConfig,
+    DistributedConfig,
     EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -61,6 +62,7 @@ class Recipe(Config):
     batch: BatchConfig = BatchConfig()
     reference: ReferenceConfig = ReferenceConfig()
     compute: ComputeConfig = ComputeConfig()
+    distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig | None = None
     prompt: PromptConfig = PromptConfig()

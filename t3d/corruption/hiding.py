@@ -206,6 +206,12 @@ def corrupt(
     )
 
 
+def tokens_of_example(prompt_length: int, length: int, block_size: int) -> int:
+    """`NoisyExample.num_tokens` of a row with so many prompt and response tokens: no noise changes it."""
+    start = block_start(first_response_block(prompt_length, block_size), block_size)
+    return prompt_length + length + padded_length(prompt_length + length, block_size) - start
+
+
 def _show_random_tokens(
     shown: IntArray, hidden: IntArray, share: float, mask_token_id: int, vocab_size: int, rng: np.random.Generator
 ) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from t3d.corruption.hiding import reveal_rank
 from t3d.corruption.records import IntArray, LossTokens, NoisyExample, PackedBatch
@@ -43,6 +46,7 @@ def pack_in_budget(
     block_size: int,
     num_examples_in_step: int,
     tiled: bool = False,
+    at_least: int = 1,
 ) -> list[PackedBatch]:
     """Split the examples of one optimizer step into batches of about `tokens_per_batch` tokens and pack each.
 
@@ -54,9 +58,10 @@ def pack_in_budget(
         num_examples_in_step: the denominator of every mean, over all processes.
         tiled: for attention that costs what is seen: batches are even, rows whole tiles. Otherwise examples of like
             lengths share a batch, whose rows then need little padding: for attention over whole rows.
+        at_least: batches; those that are missing hold no example, and add nothing to loss, gradient and metrics.
     """
     ordered = sorted(examples, key=lambda example: (-example.num_tokens, example.row_id))
-    divide = spread_evenly if tiled else fill_in_order
+    batches = divide([example.num_tokens for example in ordered], tokens_per_batch, tiled)
     return [
         pack(
             [ordered[index] for index in members],
@@ -65,8 +70,32 @@ def pack_in_budget(
             num_examples_in_step=num_examples_in_step,
             tiled=tiled,
         )
-        for members in divide([example.num_tokens for example in ordered], tokens_per_batch)
+        for members in (*batches, *([[]] * (at_least - len(batches))))
     ]
+
+
+def divide(lengths: Sequence[int], budget: int, tiled: bool) -> list[list[int]]:
+    """Which examples share a batch (`pack_in_budget`): indices into `lengths`, which descend; a list a batch."""
+    return (spread_evenly if tiled else fill_in_order)(lengths, budget)
+
+
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Deal out examples so that all hands hold nearly as many tokens: each goes to the emptiest hand so far.
+
+    Args:
+        lengths: positive, best descending.
+        hands: how many; none is empty if there are as many examples.
+
+    Returns:
+        indices into `lengths`, a list a hand.
+    """
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    loads = [0] * hands
+    for index, length in enumerate(lengths):
+        emptiest = loads.index(min(loads))
+        dealt[emptiest].append(index)
+        loads[emptiest] += length
+    return dealt
 
 
 def fill_in_order(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -97,13 +126,8 @@ def spread_evenly(lengths: Sequence[int], budget: int) -> list[list[int]]:
     budget = max(budget, lengths[0])
     count = -(-sum(lengths) // budget)
     while True:
-        batches: list[list[int]] = [[] for _ in range(count)]
-        loads = [0] * count
-        for index, length in enumerate(lengths):
-            emptiest = loads.index(min(loads))
-            batches[emptiest].append(index)
-            loads[emptiest] += length
-        if max(loads) <= budget:
+        batches = deal(lengths, count)
+        if all(sum(lengths[index] for index in batch) <= budget for batch in batches):
             return batches
         count += 1
 
@@ -118,11 +142,11 @@ def pack(
 ) -> PackedBatch:
     """Lay examples out in rows, clean sequence then noisy copy, and collect the tokens with loss.
 
-    Args as `pack_in_budget`. Rows are as long as the fullest one; the rest is padding.
+    Args as `pack_in_budget`. Rows are as long as the fullest one; the rest is padding. No examples: one row of it.
     """
     lengths = [example.num_tokens for example in examples]
-    rows = assign_rows(lengths, row_tokens or (sum(lengths) if tiled else max(lengths)))
-    fullest = max(sum(lengths[index] for index in row) for row in rows)
+    rows = assign_rows(lengths, row_tokens or (sum(lengths) if tiled else max(lengths, default=0))) or [[]]
+    fullest = max(1, *(sum(lengths[index] for index in row) for row in rows))
     multiple = TILE if tiled else WIDTH_MULTIPLE
     width = -(-fullest // multiple) * multiple
     shape = (len(rows), width)
@@ -150,7 +174,7 @@ def pack(
         document_ids=torch.from_numpy(document_ids),
         copy_ids=torch.from_numpy(copy_ids),
         spans=torch.from_numpy(spans),
-        loss_index=torch.from_numpy(np.concatenate(loss_index)),
+        loss_index=_joined(loss_index),
         tokens=_loss_tokens(examples, block_size, num_examples_in_step),
         row_ids=[example.row_id for example in examples],
         num_tokens=sum(lengths),
@@ -163,13 +187,18 @@ def _loss_tokens(examples: Sequence[NoisyExample], block_size: int, num_examples
     # a noisy copy starts on a block boundary, so offsets in it tell blocks apart
     turns = [reveal_rank(each.ranks, block_index(each.loss_offsets, block_size)) for each in examples]
     return LossTokens(
-        targets=torch.from_numpy(np.concatenate([example.targets for example in examples])),
-        ranks=torch.from_numpy(np.concatenate([example.ranks for example in examples])),
-        turns=torch.from_numpy(np.concatenate(turns)),
-        weights=torch.from_numpy(np.concatenate([example.weights for example in examples]).astype(np.float32)),
-        draw_keys=torch.from_numpy(np.concatenate([example.draw_keys for example in examples])),
-        example=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
+        targets=_joined([example.targets for example in examples]),
+        ranks=_joined([example.ranks for example in examples]),
+        turns=_joined(turns),
+        weights=_joined([example.weights for example in examples], np.float32),
+        draw_keys=_joined([example.draw_keys for example in examples]),
+        example=_joined([np.full(count, index) for index, count in enumerate(counts)]),
         num_examples=len(examples),
         num_examples_in_step=num_examples_in_step,
         block_size=block_size,
     )
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic] = np.int64) -> Tensor:
+    """One after another; of this dtype also where there are none."""
+    return torch.from_numpy(np.concatenate([np.empty(0, dtype), *(part.astype(dtype) for part in parts)]))

@@ -11,7 +11,7 @@ Shape legend: M scored tokens, H hidden size, K targets a token, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,8 @@ CHUNK_LOGITS = 2**29
 SMALLEST_CHUNK = 256
 
 
-@dataclass(slots=True)
-class TokenScores:
-    """What one model says about M positions.
+class TokenScores(NamedTuple):
+    """What one model says about M positions. A tuple: FSDP looks for a forward's tensors in nothing else.
 
     Attributes:
         logp: float32 [M, K] log-probabilities of the K targets of each position.

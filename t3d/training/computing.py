@@ -21,17 +21,19 @@ class Computing:
     Attributes:
         attention: "flex" or "sdpa".
         compiled: torch.compile of the layers and of what follows the LM head.
+        hooked: layers gather their weights before they run (FSDP), which is left out of what is compiled.
     """
 
     attention: Literal["flex", "sdpa"] = "sdpa"
     compiled: bool = False
+    hooked: bool = False
 
 
 PLAIN = Computing()
 
 
-def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.device) -> Computing:
-    """The fast way where the device has it, unless the recipe says otherwise.
+def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.device, hooked: bool = False) -> Computing:
+    """The fast way where the device has it, unless the recipe says otherwise; `hooked` as in `Computing`.
 
     Raises:
         RequestError: FlexAttention without CUDA, or for heads that its kernels do not take.
@@ -46,4 +48,5 @@ def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.dev
     return Computing(
         attention=compute.attention or ("flex" if has_kernels and head_fits else "sdpa"),
         compiled=has_kernels if compute.compile is None else compute.compile,
+        hooked=hooked,
     )

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from t3d.models import BlockDiffusionModel
+from t3d.training.parallel.tensors import copy_tensor
 
 
 def copy_model(
@@ -36,9 +36,8 @@ def copy_model(
     return copy.deepcopy(model, memo).eval()
 
 
-@torch.no_grad()
 def copy_into(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Overwrite tensors by those of the same names.
+    """Overwrite tensors by those of the same names, whole ones or, where both are sharded alike, part by part.
 
     Raises:
         ValueError: other names or shapes.
@@ -46,4 +45,4 @@ def copy_into(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     if {name: tensor.shape for name, tensor in other.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise ValueError("it belongs to a model of other shapes")
     for name, tensor in other.items():
-        own[name].copy_(tensor)
+        copy_tensor(own[name], tensor)

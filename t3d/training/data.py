@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from t3d import trajectories
 from t3d.config import BatchConfig, CorruptionConfig, DataConfig, PromptConfig
 from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack_in_budget, row_generator
+from t3d.corruption.hiding import tokens_of_example
+from t3d.corruption.packing import deal, divide
 from t3d.errors import RequestError
 from t3d.models import BlockDiffusionConfig, mask_token_id, tokenizer_fingerprint
 from t3d.objectives import Objective
@@ -111,7 +113,7 @@ def _trajectory_rows(
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of each step this process trains on."""
+    """Which part of each step this process trains on; all parts together are the step, however many there are."""
 
     rank: int = 0
     world_size: int = 1
@@ -145,8 +147,7 @@ class StepDataset(Dataset[list[PackedBatch]]):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[PackedBatch]:
-        first = step * self._examples_per_step
-        places = range(first + self._share.rank, first + self._examples_per_step, self._share.world_size)
+        places, num_batches = self._shared_out(step)
         examples = [self._example(place, progress_at(step, self._num_steps)) for place in places]
         return pack_in_budget(
             examples,
@@ -155,13 +156,35 @@ class StepDataset(Dataset[list[PackedBatch]]):
             block_size=self._block_size,
             num_examples_in_step=self._examples_per_step,
             tiled=self._tiled,
+            at_least=num_batches,
         )
 
-    def _example(self, place: int, progress: float) -> NoisyExample:
-        """The example at a place counted through the whole run."""
+    def _shared_out(self, step: int) -> tuple[list[int], int]:
+        """This process's places of a step, nearly as many tokens as any other's; and the most batches of any process.
+
+        Processes that gather weights from each other wait for the one with the most batches: all have to run as many.
+        """
+        first = step * self._examples_per_step
+        sized = sorted((-self._num_tokens(place), place) for place in range(first, first + self._examples_per_step))
+        lengths = [-negative for negative, _ in sized]
+        hands = deal(lengths, self._share.world_size)
+        budget = self._batch.tokens_per_batch
+        num_batches = max(len(divide([lengths[index] for index in hand], budget, self._tiled)) for hand in hands)
+        return sorted(sized[index][1] for index in hands[self._share.rank]), num_batches
+
+    def _num_tokens(self, place: int) -> int:
+        """Of the example at a place, which need not be made for that."""
+        row, _, _ = self._drawn(place)
+        return tokens_of_example(len(row.prompt_ids), len(row.response_ids), self._block_size)
+
+    def _drawn(self, place: int) -> tuple[TrainingRow, int, int]:
+        """Which row comes at a place counted through the whole run, in which epoch, and which half of its mask."""
         turn, half = divmod(place, 2) if self._objective.with_complement else (place, 0)
         epoch, index = divmod(turn, len(self._rows))
-        row = self._rows[self._epoch_order(epoch)[index]]
+        return self._rows[self._epoch_order(epoch)[index]], epoch, half
+
+    def _example(self, place: int, progress: float) -> NoisyExample:
+        row, epoch, half = self._drawn(place)
         return corrupt(
             row,
             self._corruption,

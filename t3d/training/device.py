@@ -11,6 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from t3d.config import Recipe
 from t3d.models import as_device
+from t3d.training.parallel.strategy import check_launch
 
 LONGEST_WAIT = timedelta(hours=12)
 """Of other processes for the main one, which evaluates alone; torch's own limit is minutes."""
@@ -20,8 +21,9 @@ def prepare_device(recipe: Recipe) -> tuple[Accelerator, Recipe]:
     """The device that a recipe names, set to compute as it asks; and the recipe with its precision filled in.
 
     Raises:
-        RequestError: no such device here.
+        RequestError: no such device here, or a launch under which accelerate would wrap models itself.
     """
+    check_launch()
     chosen = as_device(recipe.device)  # accelerate would take the CPU in place of a missing GPU without a word
     accelerator = Accelerator(
         mixed_precision="no",  # it would hold for every later run of the process; the learner sets its own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,8 @@ from t3d.training.computing import computing_of
 from t3d.training.copying import copy_into
 from t3d.training.draws import seed_dropout, seed_rounding
 from t3d.training.memory import checkpoint_layers, choose_layers
-from t3d.training.optimizers import build_optimizer, learning_rate_share, set_learning_rate
+from t3d.training.optimizers import build_optimizer, learning_rate_share, load_moments_into, set_learning_rate
+from t3d.training.parallel.processes import processes_of
 from t3d.training.phases import BACKWARD, FORWARD, OPTIMIZER, REFERENCE, Phases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import Reference, build_reference
@@ -69,16 +69,17 @@ class Learner:
         self.student, self._objective, self._recipe, self._accelerator = student, objective, recipe, accelerator
         self._phase = phases or Phases()
         self._computes_in = compute_dtype(recipe)
-        self.computing = computing_of(recipe, student.model.config, accelerator.device)
+        self._processes = processes_of(recipe, accelerator)
+        self.computing = computing_of(recipe, student.model.config, accelerator.device, self._processes.sharded)
+        self._own_scorer = Scorer(student.model, self.computing)
+        self._scorer = self._processes.hold(self._own_scorer)
         self.reference: Reference | None = (
-            build_reference(student, recipe, self.computing)
+            build_reference(student, recipe, self.computing, self._processes)
             if objective.needs_reference or objective.needs_teacher
             else None
         )
         self.refresh_every = recipe.reference.refresh_every if objective.needs_reference else 0
         self.optimizer = build_optimizer(student.trainable().values(), recipe.optim)
-        self._own_scorer = Scorer(student.model, self.computing)
-        self._scorer = accelerator.prepare_model(self._own_scorer)
         self.checkpointed_layers: int | None = None
         if recipe.compute.checkpoint_layers is not None or accelerator.device.type != "cuda":
             self._checkpoint(recipe.compute.checkpoint_layers or 0)
@@ -91,12 +92,11 @@ class Learner:
             self._choose_layers(parts)
         totals: dict[str, Tensor] = {}
         for index, (batch, verdict) in enumerate(zip(parts, self._verdicts(parts), strict=True)):
-            last = index == len(parts) - 1
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._scorer):
+            with self._processes.backward(self._scorer, last=index == len(parts) - 1):
                 with self._phase(FORWARD):
                     loss, metrics = self._batch_loss(batch, verdict)
                 with self._phase(BACKWARD):
-                    # DDP averages gradients over processes; the loss is already a share of the global mean
+                    # gradients are averaged over processes; the loss is already a share of the global mean
                     self._accelerator.backward(loss * self._accelerator.num_processes)
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
@@ -114,7 +114,7 @@ class Learner:
         )
 
     def state(self) -> LearnerState:
-        """Everything that a later `load` needs; the tensors are the live ones."""
+        """Everything that a later `load` needs; the tensors are the live ones, this process's parts of sharded ones."""
         return LearnerState(
             weights={name: weight.detach() for name, weight in self.student.trainable().items()},
             reference=self.reference.tensors() if self.reference is not None else {},
@@ -130,7 +130,7 @@ class Learner:
         copy_into(self.student.trainable(), state.weights)
         if self.reference is not None:
             self.reference.load(state.reference)
-        self.optimizer.load_state_dict(state.optimizer)
+        load_moments_into(self.optimizer, state.optimizer["state"])
 
     def _placed(self, batch: PackedBatch) -> PackedBatch:
         """On the device, with what its attention needs: made once, for reference and student."""
@@ -142,8 +142,11 @@ class Learner:
     def _choose_layers(self, batches: Sequence[PackedBatch]) -> None:
         largest = max(batches, key=lambda batch: batch.input_ids.numel())
         budget = self._recipe.batch.tokens_per_batch
+        scratch = self._processes.scratch_bytes(self.student.model)
         with self._autocast():
-            self._checkpoint(choose_layers(self._own_scorer, largest, self.optimizer, budget))
+            count = choose_layers(self._own_scorer, largest, self.optimizer, budget, scratch)
+        counts = self._accelerator.gather(torch.tensor([count], device=self._accelerator.device))
+        self._checkpoint(int(counts.max()))  # alike in all processes, which wait for each other
 
     def _checkpoint(self, count: int) -> None:
         self.checkpointed_layers = min(count, len(self.student.model.model.layers))
@@ -167,7 +170,7 @@ class Learner:
 
     def _update(self, number: int) -> dict[str, Tensor]:
         optim = self._recipe.optim
-        grad_norm = self._accelerator.clip_grad_norm_(self._scorer.parameters(), optim.clip_norm)
+        grad_norm = self._processes.clip(self.student.trainable().values(), optim.clip_norm)
         learning_rate = optim.lr * learning_rate_share(number - 1, optim)
         set_learning_rate(self.optimizer, learning_rate)
         seed_rounding(self._recipe.seed, number)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from t3d.corruption import PackedBatch
 from t3d.models import BlockDiffusionModel
 from t3d.models.scoring import CHUNK_LOGITS
+from t3d.training.parallel.tensors import local_part
 from t3d.training.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ def layers_to_checkpoint(num_layers: int, kept_bytes: int, input_bytes: int, fre
     return num_layers
 
 
-def choose_layers(scorer: Scorer, batch: PackedBatch, optimizer: Optimizer, tokens_per_batch: int) -> int:
+def choose_layers(
+    scorer: Scorer, batch: PackedBatch, optimizer: Optimizer, tokens_per_batch: int, scratch_bytes: int = 0
+) -> int:
     """How many layers to checkpoint on this CUDA device, by what one of them is measured to keep.
 
     Args:
@@ -57,8 +60,10 @@ def choose_layers(scorer: Scorer, batch: PackedBatch, optimizer: Optimizer, toke
         batch: a large one, on the device.
         optimizer: of the student.
         tokens_per_batch: that no batch will exceed by much.
+        scratch_bytes: that sharing the work with other processes takes for a while.
     """
     model, device = scorer.model, scorer.model.device
+    to_come = bytes_to_come(model, optimizer) + scratch_bytes  # asked first: a forward may leave sharded weights whole
     shape = (*batch.input_ids.shape, model.config.hidden_size)
     # the residual stream comes in bfloat16 where products are computed in it
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
@@ -69,7 +74,7 @@ def choose_layers(scorer: Scorer, batch: PackedBatch, optimizer: Optimizer, toke
     growth = max(1.0, tokens_per_batch / batch.input_ids.numel())
     kept, remembered = int(growth * (torch.cuda.memory_allocated(device) - before)), int(growth * inputs.nbytes)
     del output
-    free = int(SAFE_SHARE * free_bytes(device)) - bytes_to_come(model, optimizer)
+    free = int(SAFE_SHARE * free_bytes(device)) - to_come
     num_layers = len(model.model.layers)
     count = layers_to_checkpoint(num_layers, kept, remembered, free)
     logger.info("%d of %d layers compute activations again: one keeps %.2f GiB", count, num_layers, kept / 2**30)
@@ -87,7 +92,7 @@ def free_bytes(device: torch.device) -> int:
 def bytes_to_come(model: BlockDiffusionModel, optimizer: Optimizer) -> int:
     """Beside activations, before the end of the first step: gradients, the optimizer's state, the LM head's scratch."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    gradients = sum(weight.nbytes for weight in trained if weight.grad is None)
+    gradients = sum(local_part(weight).nbytes for weight in trained if weight.grad is None)
     head = model.lm_head.weight
     scratch = 4 * 2 * CHUNK_LOGITS + (3 * 4 * head.numel() if head.requires_grad else 2 * head.numel())
     return gradients + _state_bytes(trained, optimizer) + scratch
@@ -97,4 +102,5 @@ def _state_bytes(trained: Iterable[Tensor], optimizer: Optimizer) -> int:
     """Two moments for every weight that has none yet."""
     byte_each = "8bit" in type(optimizer).__name__
     missing = [weight for weight in trained if weight not in optimizer.state]
-    return sum(2 * (weight.numel() if byte_each else weight.nbytes) for weight in missing)
+    held = (local_part(weight) for weight in missing)
+    return sum(2 * (weight.numel() if byte_each else weight.nbytes) for weight in held)

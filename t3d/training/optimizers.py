@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from t3d.config import OptimConfig
+from t3d.training.parallel.tensors import sharded_like
 from t3d.training.requirements import check_package
 from t3d.training.stochastic_adamw import StochasticAdamW
 
@@ -39,6 +41,19 @@ def _adamw_8bit(groups: list[dict], optim: OptimConfig) -> Optimizer:
     from torchao.optim import AdamW8bit
 
     return AdamW8bit(groups, lr=optim.lr, betas=optim.betas, bf16_stochastic_round=True)
+
+
+def load_moments_into(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Let an optimizer go on from the `state` of a `state_dict`, whole or sharded; its settings stay."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    placed = {
+        index: {
+            key: sharded_like(value, weights[index]) if value.shape == weights[index].shape else value
+            for key, value in moments.items()
+        }
+        for index, moments in state.items()
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": placed})
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from t3d.config import Recipe
 from t3d.training.computing import PLAIN, Computing
 from t3d.training.copying import copy_into, copy_model
+from t3d.training.parallel.processes import Processes, Shards
 from t3d.training.precision import compute_dtype
 from t3d.training.scorer import Scorer
-from t3d.training.student import Student
+from t3d.training.student import ShardedStudent, Student
 
 
 class Reference(ABC):
@@ -118,6 +119,50 @@ class OffloadReference(CopyReference):
         return to_host
 
 
+class ShardedReference(Reference):
+    """A second model, dealt out over all processes as the student is: each copies its own part.
+
+    Args:
+        student: dealt out already.
+        shards: that deal out.
+        held_in: dtype of its matrices, as in `CopyReference`.
+        computing: how it runs.
+        offload: each part waits in the host's memory until its layer runs.
+    """
+
+    def __init__(
+        self, student: ShardedStudent, shards: Shards, held_in: torch.dtype, computing: Computing, offload: bool
+    ) -> None:
+        def to_come(weight: Tensor) -> Tensor:
+            """Memory on the host that nothing is written to yet."""
+            return torch.empty(weight.shape, dtype=held_in if weight.dim() > 1 else weight.dtype, device="cpu")
+
+        self._student = student
+        self.model = copy_model(student.shell, to_come).requires_grad_(False)
+        self._scorer = Scorer(self.model, computing)
+        shards.hold(self._scorer, offload)
+        self.refresh()
+
+    @contextmanager
+    def awake(self) -> Iterator[Scorer]:
+        """Layers are gathered as they run; embedding and head stay so until the reference is replaced."""
+        yield self._scorer
+
+    def refresh(self) -> None:
+        """As the base class; no process asks another for anything."""
+        copy_into(self.tensors(), self._student.trainable())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As the base class: the parts of this process, never gathered ones."""
+        self._scorer.reshard()  # type: ignore[operator]
+        own = dict(self.model.named_parameters())
+        return {name: own[name].detach() for name in self._student.trainable()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """As the base class."""
+        copy_into(self.tensors(), tensors)
+
+
 class AdapterReference(Reference):
     """A snapshot of the adapters alone: while it is awake, their values stand in the student's model.
 
@@ -163,9 +208,14 @@ def reference_form(recipe: Recipe) -> str:
     return recipe.reference.form or ("copy" if recipe.model.adapter is None else "adapter")
 
 
-def build_reference(student: Student, recipe: Recipe, computing: Computing = PLAIN) -> Reference:
-    """The reference in the form that the recipe asks for, or that fits what is trained."""
+def build_reference(
+    student: Student, recipe: Recipe, computing: Computing = PLAIN, processes: Processes | None = None
+) -> Reference:
+    """The reference in the form that the recipe asks for, or that fits what is trained; dealt out if the student is."""
     form = reference_form(recipe)
+    if isinstance(student, ShardedStudent):
+        assert isinstance(processes, Shards)
+        return ShardedReference(student, processes, compute_dtype(recipe), computing, offload=form == "offload")
     if form == "adapter":
         return AdapterReference(student, computing)
     # a model that adapters stand beside is already held in what it computes in

@@ -30,8 +30,20 @@ def check_training(recipe: Recipe) -> None:
         if form in ("copy", "offload"):
             raise RequestError(f"reference.form {form}: not with model.quantize; adapter shares the four-bit weights")
         check_package("bitsandbytes", f"model.quantize {model.quantize}")
+    if recipe.distributed.strategy == "fsdp":
+        _check_sharded(recipe)
     if recipe.optim.optimizer == "adamw_8bit":
         check_package("torchao", "optim.optimizer adamw_8bit")
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    if recipe.model.adapter is not None:
+        raise RequestError(
+            "distributed.strategy fsdp: trains all weights; adapters beside a model that each process holds whole take "
+            "strategy: ddp"
+        )
+    if recipe.optim.optimizer == "adamw_8bit":
+        raise RequestError("distributed.strategy fsdp: deals out moments of adamw only; set optim.optimizer: adamw")
 
 
 def _check_objective(recipe: Recipe) -> None:

@@ -27,22 +27,25 @@ class Scorer(nn.Module):
             model.set_attn_implementation(FLEX)
         if computing.compiled:
             for part in (*model.model.layers, model.model.norm):
-                part.compile(dynamic=True)
+                _compile(part, computing.hooked)
 
     def forward(self, batch: PackedBatch, targets: Tensor, **asked: Any) -> TokenScores:
         """Scores of `targets` (int64 [M, K]) at the batch's M tokens with loss; what is `asked` as `score_tokens`."""
         return score_tokens(
-            self.hidden_states(batch),
+            self._hidden_states(batch),
             self.model.lm_head.weight,
             targets,
             mask_token_id=mask_token_id(self.model.config),
             draw_keys=batch.tokens.draw_keys,
-            fused=self._computing.compiled,
+            fused=self._computing.compiled and len(targets) > 0,  # a compiler would make other code for no tokens
             **asked,
         )
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """float [M, H]: the final ones at the batch's M tokens with loss."""
+        return self._hidden_states(batch)
+
+    def _hidden_states(self, batch: PackedBatch) -> Tensor:
         # the residual stream is held in what products are computed in, as it is when the model is served
         embedded = self.model.model.embed_tokens(batch.input_ids)
         if torch.is_autocast_enabled(embedded.device.type):
@@ -71,6 +74,14 @@ class Scorer(nn.Module):
             return made if made is not None else span_block_mask(batch.spans)
         mask = two_copy_mask(batch.position_ids, batch.document_ids, batch.copy_ids, batch.tokens.block_size)
         return as_attention_mask(mask, dtype)
+
+
+def _compile(part: nn.Module, hooked: bool) -> None:
+    """Have a part run compiled from now on, in place."""
+    if hooked:  # its call runs hooks, which stay as they are
+        part.forward = torch.compile(part.forward, dynamic=True)
+    else:
+        part.compile(dynamic=True)
 
 
 Verdict = TokenScores | Teacher

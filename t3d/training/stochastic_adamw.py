@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from t3d.training.parallel.tensors import local_part
+
 CHUNK = 2**24
 """Weights updated at a time: the float32 copies of a whole embedding would take gigabytes."""
 OPTIONS = ("lr", "betas", "eps", "weight_decay")
@@ -63,7 +65,8 @@ class StochasticAdamW(Optimizer):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         state["step"] += 1
-        flat = (weight.view(-1), gradient.reshape(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
+        stored = [local_part(tensor).view(-1) for tensor in (weight, state["exp_avg"], state["exp_avg_sq"])]
+        flat = (stored[0], local_part(gradient).reshape(-1), *stored[1:])
         for parts in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
             _adamw(*parts, step=int(state["step"]), **{name: group[name] for name in OPTIONS})
 

@@ -20,6 +20,8 @@ from t3d.training.computing import computing_of
 from t3d.training.data import Share, StepDataset, load_rows, prepared_steps
 from t3d.training.device import prepare_device
 from t3d.training.learner import Learner
+from t3d.training.parallel.strategy import check_evaluation, is_sharded, with_strategy
+from t3d.training.requirements import check_training
 from t3d.training.run.checkpoint import Checkpoints
 from t3d.training.run.finite import NotFinite, all_finite
 from t3d.training.run.folder import RunFolder, steps_of_finished
@@ -27,9 +29,10 @@ from t3d.training.run.interrupts import Interrupts, deferred_interrupts
 from t3d.training.run.meter import Meter
 from t3d.training.run.moments import load_moments, save_moments
 from t3d.training.run.reporting import RunReport, report_on
+from t3d.training.run.sharded_checkpoint import ShardedCheckpoints
 from t3d.training.run.tracking import check_trackers
 from t3d.training.run.watching import Watcher
-from t3d.training.student import build_student
+from t3d.training.student import build_student, weightless_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +50,19 @@ class Trainer:
         self.objective = build_objective(recipe.objective.name, **recipe.objective.options)
         check_trackers(recipe.tracking)
         self.accelerator, recipe = prepare_device(recipe)
-        self.recipe = recipe
         self.tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source or "")
-        student = build_student(recipe, self.tokenizer, self.accelerator.device)
+        self.recipe = recipe = self._shared_out(recipe)
+        sharded = is_sharded(recipe, self.accelerator.num_processes)
+        student = build_student(recipe, self.tokenizer, self.accelerator.device, sharded)
         self._dataset = self._load_data(student.model)
         self.folder = RunFolder(recipe, resume)
         self.watcher = (
-            Watcher(recipe.evaluation, recipe, student, self.tokenizer, self.folder.best)
+            Watcher(recipe.evaluation, recipe, student, self.tokenizer, self.folder.best, self.accelerator.device)
             if recipe.evaluation is not None
             else None
         )
-        self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.asynchronous)
+        kind, kept = (ShardedCheckpoints if sharded else Checkpoints), recipe.checkpoint
+        self.checkpoints = kind(self.folder.checkpoints, kept.keep, kept.asynchronous)
         self.learner = Learner(student, self.objective, recipe, self.accelerator)
         self.finished_steps, self._seconds_before = self._restore() if resume else (0, 0.0)
         if self.finished_steps == 0 and recipe.optim.moments_from is not None:
@@ -100,10 +105,13 @@ class Trainer:
                 self._step(next(steps), report)
                 self._evaluate_if_due(report, interrupts)
                 self._checkpoint_if_due(report, interrupts)
+            student = self.learner.student.whole(is_main)
             if is_main:
-                self.learner.student.save(self.folder.model, self.tokenizer)
-                if self.recipe.optim.keep_moments:
-                    save_moments(self.learner.optimizer, self.folder.path)
+                assert student is not None
+                student.save(self.folder.model, self.tokenizer)
+            if self.recipe.optim.keep_moments:
+                save_moments(self.learner.optimizer, self.folder.path, writes=is_main)
+            if is_main:
                 self.folder.close(self._outcome(report))
             self.accelerator.wait_for_everyone()
             (self.interrupted,) = self._any(interrupts.asked)
@@ -119,7 +127,12 @@ class Trainer:
         if watcher is None or not watcher.is_due(self.finished_steps):
             return
         self._require_finite(report.check())
-        finished = is_main and report.evaluation(self.finished_steps, watcher, interrupts)
+        student = self.learner.student.whole(is_main)
+        finished = False
+        if is_main:
+            assert student is not None
+            finished = report.evaluation(self.finished_steps, watcher, student, interrupts)
+        del student
         (finished,) = self._any(finished)
         if finished:
             watcher.record(self.finished_steps)
@@ -147,7 +160,7 @@ class Trainer:
         state = self.learner.state()
         if not all_finite(state.weights.values()):
             raise WorkError(f"step {self.finished_steps}: weights are not finite; {self._last_checkpoint()}")
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or isinstance(self.checkpoints, ShardedCheckpoints):
             self.checkpoints.save(self.finished_steps, state, self._progress(report))
         self._saved_steps, self._saved_at = self.finished_steps, time.monotonic()
 
@@ -222,6 +235,18 @@ class Trainer:
             "device": device_name(self.accelerator.device),
             "num_processes": self.accelerator.num_processes,
         }
+
+    def _shared_out(self, recipe: Recipe) -> Recipe:
+        """The recipe, which now says how the processes share it; refused if the main one could not evaluate so."""
+        count, device = self.accelerator.num_processes, self.accelerator.device
+        if count == 1:
+            return recipe
+        num_weights = weightless_model(recipe, self.tokenizer).num_parameters()
+        recipe = with_strategy(recipe, num_weights, count, device)
+        if is_sharded(recipe, count):
+            check_training(recipe)
+            check_evaluation(recipe, num_weights, count, device)
+        return recipe
 
     def _load_data(self, model: BlockDiffusionModel) -> StepDataset:
         recipe, num_processes = self.recipe, self.accelerator.num_processes

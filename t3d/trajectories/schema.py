@@ -1,11 +1,11 @@
-"""What a trajectory folder holds: columns, metadata and manifest; the conversion from and to `Trajectory` rows."""
+"""What a trajectory file holds: columns and metadata; the conversion from and to `Trajectory` rows."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 import numpy as np
@@ -90,61 +90,6 @@ class TrajectoryMeta:
             raise RequestError(f"trajectory metadata has the unknown field {unknown[0]!r}")
         prompt = values.pop("prompt")
         return cls(**values, prompt=prompt and PromptConfig.model_validate(prompt))
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A finished shard as the manifest lists it: its number of rows and its file's sha256."""
-
-    num_rows: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a trajectory folder is to hold, and which of its shards (by number) are finished."""
-
-    meta: TrajectoryMeta
-    request_fingerprint: str
-    num_shards: int
-    shards: dict[int, Shard] = field(default_factory=dict)
-
-    @property
-    def num_missing(self) -> int:
-        """Shards still to be written."""
-        return self.num_shards - len(self.shards)
-
-    def first_difference(self, asked: Manifest) -> str | None:
-        """Why this folder cannot be continued for `asked`: "temperature 0.1, not 0.7"; None if it can."""
-        old, new = (m._facts() for m in (self, asked))
-        names = (name for name in new if old[name] != new[name])
-        return next((f"{name} {old[name]!r}, not {new[name]!r}" for name in names), None)
-
-    def to_json(self) -> str:
-        """The manifest's text; shards in order of their number."""
-        shards = [{"index": index, **asdict(self.shards[index])} for index in sorted(self.shards)]
-        content = {"meta": self.meta.to_dict(), **self._request(), "shards": shards}
-        return json.dumps(content, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """The inverse of `to_json`; raises `RequestError` if the text is no manifest."""
-        try:
-            content = json.loads(text)
-            shards = {entry.pop("index"): Shard(**entry) for entry in content.pop("shards")}
-            return cls(TrajectoryMeta.from_dict(content.pop("meta")), **content, shards=shards)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RequestError(f"not a trajectory manifest ({error})") from error
-
-    def _facts(self) -> dict[str, Any]:
-        """All that must be the same for a rollout to go on, the parts of the prompts' form one by one."""
-        facts = self.meta.to_dict()
-        form = facts.pop("prompt") or {}
-        parts = {f"prompt.{name}": form.get(name) for name in PromptConfig.model_fields}
-        return {**facts, **parts, **self._request()}
-
-    def _request(self) -> dict[str, Any]:
-        return {"request_fingerprint": self.request_fingerprint, "num_shards": self.num_shards}
 
 
 def schema_with_meta(meta: TrajectoryMeta) -> pa.Schema:

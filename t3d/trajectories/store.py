@@ -1,57 +1,65 @@
-"""Trajectory folders: parquet shards that appear whole or not at all, and a manifest of the finished ones.
+"""Trajectory folders are written shard by shard: parquet files that appear whole or not at all.
 
 runs/teacher/
-  .manifest.json          meta, request fingerprint, number of shards; rows and sha256 of each finished one
-  shard-00000.parquet     appears by atomic rename, in any order
-  .t3d-tmp-...            being written; removed when the folder is opened again
+  .manifest.json                        meta, request fingerprint, number of shards; written once
+  .shard-00000-0f3a1c9be2d47756.json    record of a finished shard: its rows and sha256
+  shard-00000.parquet                   appears by atomic rename, in any order
+  .t3d-tmp-...                          being written; a dead process's is removed when the folder is opened again
 
-All that is no shard has a hidden name, which readers of parquet folders (datasets, pyarrow, Spark) pass over.
+All that is no shard has a hidden name, which readers of parquet folders (datasets, pyarrow, Spark) pass over. Any
+number of processes, on any machines that share the folder, may write shards of one rollout at once: there is no file
+that they all rewrite.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from t3d.errors import RequestError, WorkError
-from t3d.trajectories.schema import Manifest, Shard, TrajectoryMeta, meta_from_schema, rows_to_table, table_to_rows
+from t3d.trajectories.appearing import TEMPORARY_PREFIX, appearing, reason_of, remove_leftovers
+from t3d.trajectories.manifest import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    finished_shards,
+    is_recorded,
+    load_manifest,
+    remove_records,
+    save_manifest,
+    save_record,
+    shard_name,
+)
+from t3d.trajectories.parts import WHOLE, Part
+from t3d.trajectories.schema import TrajectoryMeta, rows_to_table
 from t3d.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = ".manifest.json"
-_TEMPORARY_PREFIX = ".t3d-tmp-"
+ROWS_PER_GROUP = 1024
+"""What a reader holds in memory at a time."""
 _ROWS_PER_SHARD = 4096  # of `write`
-_ROWS_PER_GROUP = 1024  # what a reader holds in memory at a time
-_REDO = "rerun the same `t3d rollout` with --resume to redo it"
-_REPLACE = "replace it by an intact copy"
-
-
-def _shard_name(index: int) -> str:
-    return f"shard-{index:05d}.parquet"
 
 
 class TrajectoryWriter:
     """Writes a folder shard by shard, each one safely; what is finished survives any interruption.
 
     The caller cuts its work into `num_shards` fixed slices, writes the rows of slice i as shard i in any order, and
-    after an interruption opens the folder with `resume=True` and redoes the slices that are not in `finished`.
-    One writer at a time may have a folder open.
+    after an interruption opens the folder with `resume=True` and redoes the slices that are not in `finished`. Several
+    writers may have a folder open, each for a part of the shards. If two write the same shard, the last one's stays.
 
     Args:
         folder: created if need be.
         meta: where the rows come from.
         request_fingerprint: identifies the work list and all else that the rows depend on.
         num_shards: number of slices of the work list, at least 1.
-        resume: continue a folder that the same request began.
+        resume: continue a folder that the same request began. A part joins a folder that other parts began without it.
+        part: the shards that this writer writes.
 
     Raises:
         RequestError: the folder holds something else, another rollout, or this one and `resume` is False.
@@ -65,113 +73,92 @@ class TrajectoryWriter:
         request_fingerprint: str,
         num_shards: int,
         resume: bool = False,
+        part: Part = WHOLE,
     ) -> None:
         if num_shards < 1:
             raise ValueError(f"num_shards must be at least 1, not {num_shards}")
         self.folder = Path(folder)
+        self.part = part
         self._manifest = Manifest(meta, request_fingerprint, num_shards)
-        if (self.folder / MANIFEST).exists():
+        self._finished: set[int] = set()
+        if self._is_begun():
             self._continue(resume)
         else:
-            self._begin()
+            remove_leftovers(self.folder)
+            save_manifest(self.folder, self._manifest)
 
     @property
     def finished(self) -> set[int]:
-        """The numbers of the shards that need no more work."""
-        return set(self._manifest.shards)
+        """The numbers of this part's shards that need no more work."""
+        return set(self._finished)
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of this part's shards that are still to be written, in order."""
+        return [index for index in self.part.of(self._manifest.num_shards) if index not in self._finished]
 
     def write_shard(self, index: int, rows: Iterable[Trajectory]) -> None:
-        """Write all rows of shard `index`; when this returns they are on disk and listed in the manifest.
+        """Write all rows of shard `index`; when this returns they are on disk and the shard is recorded as finished.
 
         Raises:
             RequestError: a row means nothing (see `t3d.trajectories.schema.check_table`).
             WorkError: no space is left, the folder is read-only, ...; the other shards stay readable.
         """
-        if not 0 <= index < self._manifest.num_shards or index in self._manifest.shards:
-            raise ValueError(f"shard {index} is finished, or not in 0 .. {self._manifest.num_shards - 1}")
-        file = self.folder / _shard_name(index)
-        table = rows_to_table(list(rows), self._manifest.meta, str(file))
-        with _appearing(file) as temporary:
-            pq.write_table(
-                table, temporary, compression="zstd", row_group_size=_ROWS_PER_GROUP, write_page_checksum=True
-            )
-            shard = Shard(table.num_rows, _sha256(temporary))
-        self._list(self._manifest.shards | {index: shard})
+        file = self.folder / shard_name(index)
+        self.write_table(index, rows_to_table(list(rows), self._manifest.meta, str(file)))
 
-    def _begin(self) -> None:
+    def write_table(self, index: int, table: pa.Table) -> None:
+        """`write_shard` for rows that are a table already, as `rows_to_table` gives it."""
+        if index not in self.missing:
+            raise ValueError(f"shard {index} is finished, or none of part {self.part} of {self._manifest.num_shards}")
+        with appearing(self.folder / shard_name(index)) as temporary:
+            pq.write_table(
+                table, temporary, compression="zstd", row_group_size=ROWS_PER_GROUP, write_page_checksum=True
+            )
+            save_record(self.folder, index, Shard(table.num_rows, sha256_of(temporary)))
+        self._finished.add(index)
+
+    def _is_begun(self) -> bool:
+        """Whether the folder holds a rollout; it is made if there is none, and refused if it holds something else."""
         if self.folder.exists() and not self.folder.is_dir():
             raise RequestError(f"{self.folder} is a file; choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             names = sorted(entry.name for entry in self.folder.iterdir())
         except OSError as error:
-            raise WorkError(f"cannot write {self.folder}: {_reason(error)}") from error
-        if foreign := [name for name in names if not name.startswith(_TEMPORARY_PREFIX)]:
+            raise WorkError(f"cannot write {self.folder}: {reason_of(error)}") from error
+        foreign = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
+        if (self.folder / MANIFEST).exists():  # after the look into the folder: another part may begin it just now
+            return True
+        if foreign:
             raise RequestError(f"{self.folder} holds {foreign[0]!r} and is no trajectory folder; choose another --out")
-        _remove_leftovers(self.folder)
-        _save_manifest(self.folder, self._manifest)
+        return False
 
     def _continue(self, resume: bool) -> None:
-        found = _load_manifest(self.folder)
+        found = load_manifest(self.folder)
         if difference := found.first_difference(self._manifest):
             raise RequestError(f"{self.folder} was rolled out with {difference}; choose another --out")
-        if not resume:
+        listed = finished_shards(self.folder, found)
+        mine = self.part.of(found.num_shards)
+        done = [index for index in mine if index in listed]
+        if not resume and (done or self.part == WHOLE):
+            whose = "this rollout" if self.part == WHOLE else f"part {self.part} of this rollout"
             raise RequestError(
-                f"{self.folder} holds this rollout already, {len(found.shards)} of {found.num_shards} shards "
+                f"{self.folder} holds {whose} already, {len(done)} of {len(mine)} shards "
                 "finished; add --resume to continue it, or choose another --out"
             )
-        _remove_leftovers(self.folder)
-        intact = {index: shard for index, shard in found.shards.items() if self._is_intact(index, shard)}
-        self._manifest = found
-        if intact != found.shards:
-            self._list(intact)
+        remove_leftovers(self.folder)
+        if found.shards:
+            save_manifest(self.folder, found)
+        self._finished = {index for index in done if self._is_intact(index)}
 
-    def _is_intact(self, index: int, shard: Shard) -> bool:
-        damage = _damage(self.folder / _shard_name(index), shard)
+    def _is_intact(self, index: int) -> bool:
+        """Whether a shard's file fits a record; if not, the shard is recorded no longer."""
+        damage = damage_of(self.folder, self._manifest, index)
         if damage:
             logger.warning("%s; it will be written again", damage)
+            remove_records(self.folder, index)
         return damage is None
-
-    def _list(self, shards: dict[int, Shard]) -> None:
-        """Make `shards` the finished ones, on disk first."""
-        manifest = replace(self._manifest, shards=shards)
-        _save_manifest(self.folder, manifest)
-        self._manifest = manifest
-
-
-def read(path: str | Path, *, allow_partial: bool = False) -> Iterator[Trajectory]:
-    """The rows of a folder, shard after shard, or of one parquet file; read as they are asked for.
-
-    Args:
-        path: a trajectory folder or a parquet file.
-        allow_partial: read the finished shards of an unfinished folder instead of refusing it.
-
-    Raises:
-        RequestError: at once if `path` is no trajectory folder or file, or is unfinished; while iterating if a
-            shard is missing or damaged or a row means nothing. Names the file and the cure.
-    """
-    path = _existing(path)
-    if path.is_dir():
-        return _read_shards(path, _load_finished(path, allow_partial))
-    return _read_file(path, _REPLACE)
-
-
-def read_meta(path: str | Path) -> TrajectoryMeta:
-    """Where the rows of a folder or parquet file come from; raises `RequestError` if it does not say."""
-    path = _existing(path)
-    if path.is_dir():
-        return _load_manifest(path).meta
-    with _open_parquet(path, _REPLACE) as parquet:
-        return meta_from_schema(parquet.schema_arrow, str(path))
-
-
-def count(path: str | Path, *, allow_partial: bool = False) -> int:
-    """The number of rows that `read` with the same arguments yields, without reading them; raises like it."""
-    path = _existing(path)
-    if path.is_dir():
-        return sum(shard.num_rows for shard in _load_finished(path, allow_partial).shards.values())
-    with _open_parquet(path, _REPLACE) as parquet:
-        return int(parquet.metadata.num_rows)
 
 
 def write(path: str | Path, rows: Iterable[Trajectory], meta: TrajectoryMeta, resume: bool = False) -> None:
@@ -181,123 +168,21 @@ def write(path: str | Path, rows: Iterable[Trajectory], meta: TrajectoryMeta, re
     rows = list(rows)
     starts = range(0, max(len(rows), 1), _ROWS_PER_SHARD)
     writer = TrajectoryWriter(path, meta, request_fingerprint="", num_shards=len(starts), resume=resume)
-    for index, start in enumerate(starts):
-        if index not in writer.finished:
-            writer.write_shard(index, rows[start : start + _ROWS_PER_SHARD])
+    for index in writer.missing:
+        writer.write_shard(index, rows[starts[index] : starts[index] + _ROWS_PER_SHARD])
 
 
-def _read_shards(folder: Path, manifest: Manifest) -> Iterator[Trajectory]:
-    for index in sorted(manifest.shards):
-        file = folder / _shard_name(index)
-        if damage := _damage(file, manifest.shards[index]):
-            raise RequestError(f"{damage}; {_REDO}")
-        yield from _read_file(file, _REDO)
-
-
-def _read_file(file: Path, cure: str) -> Iterator[Trajectory]:
-    first_row = 0
-    with _open_parquet(file, cure) as parquet:
-        for batch in parquet.iter_batches(batch_size=_ROWS_PER_GROUP):
-            yield from table_to_rows(pa.Table.from_batches([batch]), str(file), first_row)
-            first_row += batch.num_rows
-        if first_row != parquet.metadata.num_rows:  # a damaged page header makes pyarrow skip the page
-            raise RequestError(f"{file} is damaged: {first_row} of {parquet.metadata.num_rows} rows are left; {cure}")
-
-
-@contextlib.contextmanager
-def _open_parquet(file: Path, cure: str) -> Iterator[pq.ParquetFile]:
-    """An open parquet file; whatever pyarrow cannot read in it becomes a `RequestError` ending in `cure`."""
+def damage_of(folder: Path, manifest: Manifest, index: int) -> str | None:
+    """What is wrong with a finished shard's file, or None."""
+    file = folder / shard_name(index)
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} is no readable parquet file ({_reason(error)}); {cure}") from error
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise RequestError(f"{path} does not exist; give a trajectory folder or a parquet file")
-    return path
-
-
-def _load_finished(folder: Path, allow_partial: bool) -> Manifest:
-    manifest = _load_manifest(folder)
-    if manifest.num_missing and not allow_partial:
-        raise RequestError(
-            f"{folder} is unfinished: {manifest.num_missing} of {manifest.num_shards} shards are missing; "
-            "rerun the same `t3d rollout` with --resume"
-        )
-    return manifest
-
-
-def _load_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST
-    try:
-        return Manifest.from_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            f"{folder} has no {MANIFEST}; give a folder that `t3d rollout` wrote, with its hidden file"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file} cannot be read: {_reason(error)}; choose another folder") from error
-
-
-def _save_manifest(folder: Path, manifest: Manifest) -> None:
-    with _appearing(folder / MANIFEST) as temporary:
-        temporary.write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _damage(file: Path, shard: Shard) -> str | None:
-    """What is wrong with a listed shard's file, or None."""
-    try:
-        intact = _sha256(file) == shard.sha256
+        intact = is_recorded(folder, manifest, index, sha256_of(file))
     except OSError as error:
-        return f"{file} cannot be read ({_reason(error)})"
+        return f"{file} cannot be read ({reason_of(error)})"
     return None if intact else f"{file} is damaged (its checksum differs)"
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """A file's checksum in hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A temporary path to write to; afterwards `target` is that file, safely on disk, or unchanged.
-
-    Raises:
-        WorkError: the file could not be written; nothing is left of it.
-    """
-    temporary = target.with_name(_TEMPORARY_PREFIX + target.name)
-    try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, target)
-        _fsync(target.parent)
-    except OSError as error:
-        raise WorkError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for file in folder.glob(_TEMPORARY_PREFIX + "*"):
-        with contextlib.suppress(OSError):  # what is in the way shows when it is written again
-            file.unlink()
-
-
-def _reason(error: Exception) -> str:
-    """One line that says what went wrong."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return " ".join(str(error).split())

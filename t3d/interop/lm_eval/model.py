@@ -22,7 +22,7 @@ from t3d.interop.lm_eval.stopping import cut_at_stop, stop_token_ids
 from t3d.models import device_name, model_fingerprint, tokenizer_fingerprint
 from t3d.noise import derive_seeds
 from t3d.progress import progress
-from t3d.trajectories.rollout import RolloutSummary
+from t3d.trajectories import RolloutSummary
 from t3d.types import Decoding, Generation
 from t3d.versions import versions
 

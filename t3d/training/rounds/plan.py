@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.config import Recipe, RolloutConfig, RoundConfig
 from t3d.errors import RequestError
-from t3d.models import FAMILIES, BlockDiffusionModel, load_config, random_model
+from t3d.models import BlockDiffusionModel
 from t3d.objectives import build_objective
 from t3d.tasks.prompts import Questions
 from t3d.training.rounds.data import check_prompts, decoding_of, full_step_of, grader_of, questions_of
 from t3d.training.run.watching import Watcher
-from t3d.training.student import make_student
+from t3d.training.student import make_student, weightless_model
 from t3d.types import Decoding
 
 TEACHER, MODEL, BEST = "teacher", "model", "best"
@@ -159,7 +159,7 @@ def plan_rounds(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Roun
         student = str(Path(recipe.out) / planned.student)
         if judged is not None:
             planned = replace(planned, judged=replace(judged, model=student, folder=planned.score))
-        _check_training(planned.recipe(recipe), _weightless_model(recipe, tokenizer), tokenizer)
+        _check_training(planned.recipe(recipe), weightless_model(recipe, tokenizer), tokenizer)
         rounds.append(planned)
     return rounds
 
@@ -174,7 +174,7 @@ class _Planner:
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         self._recipe, self._tokenizer = recipe, tokenizer
-        self._config = _weightless_model(recipe, tokenizer).config
+        self._config = weightless_model(recipe, tokenizer).config
 
     def rollout(self, number: int, student: str) -> PlannedRollout:
         """That of a round."""
@@ -242,13 +242,3 @@ def _check_training(recipe: Recipe, model: BlockDiffusionModel, tokenizer: PreTr
     student = make_student(lambda _: model, recipe, torch.device("meta"))
     if recipe.evaluation is not None:
         Watcher(recipe.evaluation, recipe, student, tokenizer, Path(recipe.out) / "best")
-
-
-def _weightless_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> BlockDiffusionModel:
-    """The shapes of every model of the run: training changes weights alone."""
-    with torch.device("meta"):
-        if recipe.model.init is not None:
-            return random_model(recipe.model.init, tokenizer)
-        config = load_config(recipe.model.source or "")
-        _, model_class = FAMILIES[config.model_type]
-        return model_class(config)

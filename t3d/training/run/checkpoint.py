@@ -28,6 +28,8 @@ from t3d.training.learner import Learner, LearnerState
 logger = logging.getLogger(__name__)
 
 PREFIX, PARTIAL = "step-", ".partial"
+SHARDS = "shards"
+"""Where processes that hold parts have written these, in place of the files of one that holds all."""
 
 
 class Checkpoints:
@@ -89,8 +91,7 @@ class Checkpoints:
 
     def write(self, step: int, state: LearnerState, progress: Mapping[str, Any]) -> None:
         """Write a checkpoint here and now; as `save` otherwise."""
-        final = self._folder / f"{PREFIX}{step:06d}"
-        partial = final.with_suffix(PARTIAL)
+        final, partial = self._final(step), self._partial(step)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -99,16 +100,13 @@ class Checkpoints:
             if state.reference:
                 save_file(_plain(state.reference), partial / "reference.safetensors")
             (partial / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
+            self._appear(step)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(partial, ignore_errors=True)
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
             raise WorkError(
                 f"checkpoint {final}: {reason}; earlier checkpoints are intact, --resume goes on"
             ) from error
-        for old in (*self._complete()[: -self._keep], *self._folder.glob(f"{PREFIX}*{PARTIAL}")):
-            shutil.rmtree(old, ignore_errors=True)
 
     def load(self, path: Path, learner: Learner) -> tuple[int, dict[str, Any]]:
         """Restore the learner in place; returns the step after which it was saved, and the run's `progress`.
@@ -119,19 +117,40 @@ class Checkpoints:
         try:
             stored = json.loads((path / "state.json").read_text())
             step, progress = int(stored["step"]), dict(stored.get("progress", {}))
-            reference = path / "reference.safetensors"
-            state = LearnerState(
-                weights=load_file(path / "model.safetensors"),
-                reference=load_file(reference) if reference.exists() else {},
-                optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
-            )
-            learner.load(state)
+            learner.load(self._read(path, learner))
         except Exception as error:  # a torn file surfaces as whatever its reader raises
             reason = " ".join(str(error).split())[:160]
             raise RequestError(
                 f"checkpoint {path}: cannot be used: {reason}; remove it to go on from an earlier one"
             ) from error
         return step, progress
+
+    def _read(self, path: Path, learner: Learner) -> LearnerState:
+        """The state that one process or several have written; where the learner is sharded, all processes must ask."""
+        if (path / SHARDS).exists():
+            from t3d.training.run.sharded_checkpoint import read_shards  # here: it is built on this module
+
+            return read_shards(path / SHARDS, learner)
+        reference = path / "reference.safetensors"
+        return LearnerState(
+            weights=load_file(path / "model.safetensors"),
+            reference=load_file(reference) if reference.exists() else {},
+            optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+        )
+
+    def _final(self, step: int) -> Path:
+        return self._folder / f"{PREFIX}{step:06d}"
+
+    def _partial(self, step: int) -> Path:
+        return self._final(step).with_suffix(PARTIAL)
+
+    def _appear(self, step: int) -> None:
+        """The partial folder becomes the checkpoint, and older ones go."""
+        final = self._final(step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(self._partial(step), final)
+        for old in (*self._complete()[: -self._keep], *self._folder.glob(f"{PREFIX}*{PARTIAL}")):
+            shutil.rmtree(old, ignore_errors=True)
 
     def _complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from t3d.training.parallel.tensors import whole
+
 WATCHED = ("loss", "grad_norm")
 
 
@@ -64,5 +66,5 @@ def not_finite(step: int, values: Mapping[str, float]) -> NotFinite | None:
 
 def all_finite(weights: Iterable[Tensor]) -> bool:
     """Whether every entry of every tensor is finite; no array of their size is made."""
-    largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf)
+    largest = whole(torch.nn.utils.get_total_norm(weights, norm_type=math.inf))
     return bool(torch.isfinite(largest))

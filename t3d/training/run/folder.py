@@ -24,7 +24,7 @@ RECIPE_FILE, RECIPE_YAML_FILE, METRICS_FILE = "recipe.json", "recipe.yaml", "met
 STARTS_FILE, OUTCOME_FILE = "starts.jsonl", "outcome.json"
 
 MAY_DIFFER = frozenset(
-    ("batch", "checkpoint", "compute", "device", "evaluation.memory_gib", "log_every", "out", "tracking")
+    ("batch", "checkpoint", "compute", "device", "distributed", "evaluation.memory_gib", "log_every", "out", "tracking")
 )
 """Keys and groups that a resumed run may change: they decide about speed, memory, rounding and records only."""
 

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from t3d.errors import RequestError, WorkError
+from t3d.training.optimizers import load_moments_into
+from t3d.training.parallel.tensors import whole
 
 MOMENTS_FILE = "moments.pt"
 
 
-def save_moments(optimizer: Optimizer, folder: Path) -> None:
+def save_moments(optimizer: Optimizer, folder: Path, writes: bool = True) -> None:
     """Write an optimizer's state, less its settings, into a run folder; the file appears whole or not at all.
+
+    Args:
+        optimizer: of this process; where its moments are sharded, all processes must ask.
+        folder: of the run.
+        writes: whether this process is the one that writes.
 
     Raises:
         WorkError: the disk refuses.
     """
     file = folder / MOMENTS_FILE
     partial = file.with_name(f".{file.name}.partial")
+    state = _gathered(optimizer.state_dict()["state"], writes)
+    if not writes:
+        return
     try:
-        torch.save({**_facts(optimizer), "state": optimizer.state_dict()["state"]}, partial)
+        torch.save({**_facts(optimizer), "state": state}, partial)
         os.replace(partial, file)
     except (OSError, RuntimeError) as error:  # torch wraps what the disk says
         partial.unlink(missing_ok=True)
@@ -49,7 +61,19 @@ def load_moments(optimizer: Optimizer, folder: Path) -> None:
     for name, own in _facts(optimizer).items():
         if stored[name] != own:
             raise RequestError(f"optim.moments_from {folder}: was trained with another {name}; leave it out")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": stored["state"]})
+    load_moments_into(optimizer, stored["state"])
+
+
+def _gathered(state: Mapping[int, Mapping[str, Any]], keeps: bool) -> dict[int, dict[str, Any]]:
+    """With sharded moments made whole one after another, in the host's memory of the process that keeps them."""
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        gathered = whole(value)
+        return gathered.cpu() if keeps else None
+
+    return {index: {key: gather(value) for key, value in moments.items()} for index, moments in state.items()}
 
 
 def _facts(optimizer: Optimizer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from t3d.training.run.interrupts import Interrupts, Stopped
 from t3d.training.run.live import View, view_of_run
 from t3d.training.run.meter import Meter
 from t3d.training.run.watching import Watcher
+from t3d.training.student import Student
 
 
 class RunReport:
@@ -50,12 +51,12 @@ class RunReport:
         """What is wrong with the last step; waits for it."""
         return self._guard.check()
 
-    def evaluation(self, step: int, watcher: Watcher, interrupts: Interrupts) -> bool:
+    def evaluation(self, step: int, watcher: Watcher, student: Student, interrupts: Interrupts) -> bool:
         """Have the student evaluated after `step` steps; False if somebody asked the run to stop meanwhile."""
         reporter = _Interruptible(self._view.evaluating(step, watcher.num_answers), interrupts)
         try:
             with self.meter.paused():
-                metrics = watcher.evaluate(step, reporter)
+                metrics = watcher.evaluate(step, student, reporter)
         except Stopped:
             return False
         self._log.write(step, {**metrics, "seconds": self.meter.seconds})

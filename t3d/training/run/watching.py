@@ -49,9 +49,10 @@ class Watcher:
     Args:
         evaluation: the recipe's.
         recipe: of the run.
-        student: what is trained; it stays as it is.
+        student: what will be trained, whose shapes decide about what can be decoded.
         tokenizer: of the model.
         folder: where the best student goes, and where that of an earlier part of the run is.
+        device: that the engine runs on; None is the student's.
 
     Attributes:
         evaluated: finished steps at which this run was evaluated, in order; a checkpoint holds them.
@@ -70,16 +71,17 @@ class Watcher:
         student: Student,
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
+        device: torch.device | None = None,
     ) -> None:
-        self._config, self._recipe, self._student, self._tokenizer = evaluation, recipe, student, tokenizer
-        self._folder = folder
+        self._config, self._recipe, self._tokenizer, self._folder = evaluation, recipe, tokenizer, folder
+        self._device = device or student.model.device
         self.evaluated: list[int] = []
         try:
             self._benchmark = replace(get_benchmark(evaluation.benchmark, evaluation.data), split=evaluation.split)
             longest = evaluation.max_new_tokens or self._benchmark.task.max_new_tokens
             base = Decoding(block_size=recipe.corruption.block_size, max_new_tokens=longest)
             self._settings = settings_to_try(evaluation.tokens_per_step, (), base, student.model.config.block_size)
-            self.num_answers = self._checked_answers() * len(self._settings)
+            self.num_answers = self._checked_answers(student) * len(self._settings)
         except RequestError as error:
             raise RequestError(f"evaluation: {error}") from error
         self.best = read_best(folder)
@@ -97,11 +99,12 @@ class Watcher:
             return False
         return sum(step > self.best.step for step in self.evaluated) >= self._config.patience
 
-    def evaluate(self, step: int, reporter: Reporter) -> dict[str, float]:
+    def evaluate(self, step: int, student: Student, reporter: Reporter) -> dict[str, float]:
         """Metrics of the student after `step` finished steps; if it is the best so far, it goes to the folder.
 
         Args:
             step: finished optimizer steps.
+            student: as it is now, whole; it stays so.
             reporter: is told of finished answers; what it raises ends the evaluation.
 
         Returns:
@@ -110,7 +113,7 @@ class Watcher:
         Raises:
             WorkError: the disk refuses the best student.
         """
-        result = self._measure(reporter)
+        result = self._measure(student, reporter)
         metrics = {}
         for number, setting in zip(self._config.tokens_per_step, result.settings, strict=True):
             metrics[f"accuracy@{number}"] = setting.accuracy
@@ -118,17 +121,17 @@ class Watcher:
         best_by = self._config.best_by or max(self._config.tokens_per_step)
         found = Best(step, best_by, metrics[f"accuracy@{best_by}"], metrics)
         if self.best is None or found.accuracy > self.best.accuracy:
-            self._keep(found)
+            self._keep(found, student)
         return metrics
 
     def record(self, step: int) -> None:
         """The evaluation after `step` finished steps is done; every process notes it."""
         self.evaluated.append(step)
 
-    def _measure(self, reporter: Reporter) -> EvalResult:
+    def _measure(self, student: Student, reporter: Reporter) -> EvalResult:
         """The engine joins weights of its model and takes memory: it gets a copy, and both are gone afterwards."""
-        config, device = self._config, self._student.model.device
-        copied = self._student.exported(torch.bfloat16 if device.type == "cuda" else torch.float32)
+        config, device = self._config, self._device
+        copied = student.exported(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what training holds in reserve is the engine's for now
         engine = Engine(copied, self._tokenizer, memory_gib=memory_allowed(config.memory_gib, device))
@@ -149,9 +152,9 @@ class Watcher:
             if device.type == "cuda":
                 release_memory()  # an engine and its graphs know each other
 
-    def _keep(self, found: Best) -> None:
+    def _keep(self, found: Best, student: Student) -> None:
         def write(folder: Path) -> None:
-            save_model(self._student.exported(device="cpu"), folder, self._tokenizer)
+            save_model(student.exported(device="cpu"), folder, self._tokenizer)
             (folder / BEST_FILE).write_text(json.dumps(asdict(found), indent=2) + "\n")
 
         try:
@@ -160,9 +163,9 @@ class Watcher:
             raise WorkError(f"best model {self._folder}: {error.strerror or error}") from error
         self.best = found
 
-    def _checked_answers(self) -> int:
+    def _checked_answers(self, student: Student) -> int:
         """Answers at each setting. Nothing is decoded: a wrong request shows now, not after an hour of training."""
-        engine = Engine(self._student.model, self._tokenizer, backend="plain")
+        engine = Engine(student.model, self._tokenizer, backend="plain")
         exam = prepare(engine, self._benchmark, self._settings, limit=self._config.limit, prompt=self._recipe.prompt)
         self._benchmark.task.grader().close()
         return len(exam.items)

@@ -1,0 +1,8 @@
+#!/bin/bash
+# Training on all GPUs of one machine, a process each.
+#   bash launch/torchrun-train.sh recipes/sdar/t3d-4b.yaml
+# What comes after the recipe is passed on: distributed.strategy=fsdp, optim.steps=400, ...
+set -euo pipefail
+
+export OMP_NUM_THREADS=4
+torchrun --standalone --nproc-per-node gpu --module t3d.cli train "$@" --resume
