@@ -45,7 +45,9 @@ from t3d.cli_options import (
     problems_of,
     prompt_form_of,
 )
+from t3d.cli_serve import serve
 from t3d.cli_study import study, study_report
+from t3d.cli_view import view
 from t3d.errors import RequestError, WorkError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -53,8 +55,10 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(convert_app, name="convert")
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(serve)
 app.command()(study)
 app.command()(study_report)
+app.command()(view)
 app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval)
 
 
