@@ -202,6 +202,29 @@ def test_live_steps_fill_the_time_to_the_next_block(view, stub):
     assert "" in shown(view)
 
 
+def test_play_waits_for_the_first_block(view, stub):
+    def script(send, body):
+        send(BEGIN)
+        stub.may_go_on.wait(10)
+        tell(FIRST, SECOND, END)(send, body)
+
+    stub.script = script
+    view.select_option("#pace", "live")
+    view.click("#run")
+    view.wait_for_selector(".expected >> nth=2")
+    view.click("[data-replay=play]")
+    assert view.inner_text("output") == "step 0 / 0"
+    stub.may_go_on.set()
+    view.wait_for_selector("output:text('step 6 / 6')")
+
+
+def test_a_link_with_unknown_settings_does_no_harm(view, server, stub):
+    view.goto("about:blank")
+    view.goto(server[1] + "#" + urlencode({"prompt": "Count.", "pace": "instant", "A.length": "5", "A.seed": "4"}))
+    run(view)
+    assert [body["seed"] for body in stub.bodies] == [4]
+
+
 def test_figures_are_the_servers(view):
     run(view)
     entries = view.locator("[data-figure]").evaluate_all(

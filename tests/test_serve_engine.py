@@ -1,14 +1,18 @@
 """What a server asks of the asynchronous engine: one core for all requests, and callers that may vanish."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
 from serving import wait_for
-from test_engine import prompt, tiny_model
+from test_continuous import DEVICE
+from test_engine import EOS, assert_same, mixed_requests, prompt, tiny_model
 
-from t3d.engine import AsyncEngine
+from t3d.engine import AsyncEngine, Engine
+from t3d.engine.streaming import _Worker
 from t3d.errors import RequestError
+from t3d.serve import ModelOptions, load_served
 from t3d.serve.fields import MAX_STOPS
 from t3d.types import Decoding
 
@@ -91,6 +95,75 @@ def test_who_leaves_during_a_long_prefill_frees_what_it_held(model):
     asyncio.run(leave())
     wait_for(lambda: engine.load().num_running == 0 and engine.load().share_of_pages_in_use == 0, 15)
     engine.close()
+
+
+def test_those_an_engine_fails_get_errors_of_their_own(model, monkeypatch):
+    def broken(core):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("t3d.engine.continuous.core.Core.step", broken)
+    engine = engine_for(model)
+
+    async def both():
+        asked = (engine.generate(prompt(length), Decoding(max_new_tokens=4)) for length in (5, 6))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    errors = asyncio.run(both())
+    assert all("out of order" in str(error) for error in errors)
+    assert errors[0] is not errors[1]  # a traceback grows with each that raises it
+    engine.close()
+
+
+def test_two_engines_of_one_device_do_not_disturb_each_other():
+    """On CUDA each captures graphs of many shapes while the other runs."""
+    models = [tiny_model(max_positions=512, head_dim=16, seed=seed).to(DEVICE) for seed in range(2)]
+    engines = [AsyncEngine(one, stop_token_ids=[EOS], max_batch_size=8, max_positions=400) for one in models]
+    prompts, decodings, seeds = mixed_requests(24)
+
+    async def all_answers():
+        asked = [engine.generate(*one) for one in zip(prompts, decodings, seeds, strict=True) for engine in engines]
+        return await asyncio.gather(*asked)
+
+    answers = asyncio.run(all_answers())
+    for number, (one, engine) in enumerate(zip(models, engines, strict=True)):
+        plain = Engine(one, stop_token_ids=[EOS], backend="plain")
+        assert_same(answers[number::2], plain.generate(prompts, decodings, seeds))
+        engine.close()
+
+
+def test_a_worker_works_on_its_models_device(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append((threading.get_ident(), device)))
+    device = torch.device("cuda", 3)
+    worker = _Worker(lambda *_: None, device)
+    worker.start()
+    worker.stop()
+    assert chosen == [(worker.ident, device)]
+
+
+def test_models_load_beside_a_running_loop_and_within_few_positions():
+    async def load():
+        return load_served(["story-mini"], Decoding(), ModelOptions(device="cpu", max_positions=8))
+
+    (served,) = asyncio.run(load())
+    assert served.max_positions == 8
+    served.close()
+    with pytest.raises(RequestError, match=r"max_positions \(3\) must be at least block_size \(4\)"):
+        load_served(["story-mini"], Decoding(), ModelOptions(device="cpu", max_positions=3))
+
+
+def test_a_model_that_cannot_be_run_ends_those_before_it(monkeypatch):
+    started = []
+
+    def second_fails(served):
+        started.append(served)
+        if len(started) == 2:
+            raise RequestError("no room")
+
+    monkeypatch.setattr("t3d.serve.models.warm_up", second_fails)
+    with pytest.raises(RequestError, match="no room"):
+        load_served(["story-mini", "other=story-mini"], Decoding(), ModelOptions(device="cpu"))
+    assert [served.engine.has_ended for served in started] == [True, True]
 
 
 def test_an_engine_says_when_it_has_ended(model):

@@ -11,6 +11,14 @@ from served import Served
 MODEL = "story-mini"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Servers that share few cores with other tests would else spend their time waiting for their own threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def server():
     with Served("--model", MODEL, "--read-timeout", "2") as served:

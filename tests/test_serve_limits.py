@@ -6,6 +6,7 @@ import socket
 import time
 
 import httpx
+import openai
 import pytest
 from serving import CHAT, COMPLETION, LONG, assert_error, last_event, story_server, wait_for
 
@@ -58,6 +59,8 @@ def test_wrong_paths_and_methods(server):
     assert_error(server.http.get("/v1/completions"), 405, "GET is not for /v1/completions")
     assert_error(server.http.get("/v1/models/gpt"), 404, "not served here", code="model_not_found")
     assert_error(server.http.get("/docs"), 404, "nothing at /docs")
+    assert_error(server.http.get("/a%0Ab"), 404, r"nothing at /a\nb:")
+    assert_error(server.http.get("/nothing", headers={"Host": "["}), 404, "nothing at /nothing")
 
 
 def test_bodies_that_are_wrong(server):
@@ -66,6 +69,9 @@ def test_bodies_that_are_wrong(server):
     headers = {"Content-Type": "application/json; charset=utf-8"}
     assert_error(post("/v1/completions", content=b"{", headers=headers), 400, "not valid JSON", code="invalid_json")
     assert_error(post("/v1/completions", content=b"\xff", headers=headers), 400, "not valid JSON")
+    packed = server.post(COMPLETION, headers={"Content-Encoding": "gzip"})
+    assert_error(packed, 415, "leave Content-Encoding out", code="unsupported_media_type")
+    assert server.post(COMPLETION, headers={"Content-Encoding": "identity"}).status_code == 200
     assert_error(server.post({"model": "story-mini"}), 400, "prompt is missing", param="prompt")
     assert_error(server.post({**CHAT, "n": -1}, "/v1/chat/completions"), 400, "n: input should be", param="n")
 
@@ -126,6 +132,44 @@ def test_who_does_not_read_is_cut_off_and_holds_nothing():
         server.wait_until_idle()
         assert server.metric('t3d_requests_total{endpoint="completions",model="story-mini",status="499"}') == 1
         assert server.metric('t3d_completion_tokens_total{model="story-mini"}') == 0  # no answer was completed
+
+
+def test_who_reads_slowly_but_steadily_gets_everything():
+    listener = bind("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    fields = {"n": 2, "steps_per_block": 1, "return_trajectory": True, "logprobs": 0}
+    body = json.dumps({**LONG, **fields}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json"
+    with story_server(endless=True, listener=listener, read_timeout=0.5), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(listener.getsockname())
+        connection.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        told = b""
+        while part := connection.recv(2**13):
+            told += part
+            time.sleep(0.03)
+    answer = json.loads(told.partition(b"\r\n\r\n")[2])
+    assert [len(choice["trajectory"]["token_ids"]) for choice in answer["choices"]] == [900] * 2
+
+
+def test_a_stream_that_waits_says_so(monkeypatch):
+    monkeypatch.setattr("t3d.serve.service.SILENT_SECONDS", 0.02)
+    asked = {**COMPLETION, "stream": True}
+    with (
+        story_server(endless=True, max_batch_size=1) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client,
+    ):
+        with Slow(server, 1, stream=True, n=4):
+            with server.http.stream("POST", "/v1/completions", json=asked) as response:
+                lines = response.iter_lines()
+                assert next(lines).startswith("data: ")
+                assert [next(lines) for _ in range(4)] == ["", ": waiting", "", ": waiting"]
+            stream = client.completions.create(**asked)
+            first = next(stream)
+            time.sleep(0.1)  # some comments
+        rest = list(stream)
+    assert first.choices[0].text == ""
+    assert rest[-1].choices[0].finish_reason == "length"
 
 
 def test_a_full_line_says_so(server):

@@ -12,7 +12,7 @@ from t3d.models import load_tokenizer
 from t3d.serve.asking import SEED_LIMIT, Ask, sample_seeds
 from t3d.serve.clients import MAX_BUCKETS, RateLimit
 from t3d.serve.detokenizing import HALF, Detokenizer
-from t3d.serve.models import even_limits, name_and_source
+from t3d.serve.models import name_and_source, share_of_memory
 from t3d.serve.stopping import StopScanner
 from t3d.serve.writing import Writer
 from t3d.types import Decoding, Generation
@@ -181,7 +181,10 @@ def test_only_so_many_clients_are_remembered():
 
 
 def test_models_share_what_the_weights_leave():
-    assert even_limits(10.0, 4.0, 3) == [6.0, 8.0, 10.0]
+    assert share_of_memory(10.0, 4.0, 70.0, 3) == 2.0
+    assert share_of_memory(None, 4.0, 20.0, 3) == pytest.approx(6.0)  # nine tenths of 20
+    assert share_of_memory(3.0, 0.0, None, 2) == 1.5
+    assert share_of_memory(None, 0.0, None, 2) is None
 
 
 def test_models_may_have_names(tmp_path):

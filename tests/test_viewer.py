@@ -263,7 +263,7 @@ def test_rows_are_matched_by_prompt_and_sample(tmp_path):
     one = write_rows(tmp_path / "one", "abcd")
     two = write_rows(tmp_path / "two", "dxbca", ids=(5, 6))
     source, other = open_sources(one, two, limit=3)
-    assert [key for key, _ in source.rows] == list("abc") == [key for key, _ in other.rows]
+    assert [row.prompt_id for row in source.rows] == list("abc") == [row.prompt_id for row in other.rows]
     assert (source.num_rows, other.num_rows) == (4, 5)
     assert page_data(source, other, token_texts([], META))["agreement"]["equal_share"] == 2 / 3
     with pytest.raises(RequestError, match="no row of the same prompt_id"):
@@ -299,6 +299,12 @@ def test_view_reads_a_single_file(trajectory_folder, tmp_path, capsys, monkeypat
     assert view(trajectory_folder / "shard-00001.parquet") == 0
     assert "all 8 rows" in capsys.readouterr().out
     assert (tmp_path / "shard-00001.html").exists()
+
+
+def test_rows_of_one_prompt_are_all_shown(tmp_path, capsys):
+    folder = write_rows(tmp_path / "twice", "aab")
+    assert view(folder, "--out", tmp_path / "page.html") == 0
+    assert "all 3 rows" in capsys.readouterr().out
 
 
 def test_wrong_requests_are_one_line_and_leave_nothing(trajectory_folder, tmp_path, capsys):

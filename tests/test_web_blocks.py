@@ -90,6 +90,12 @@ def test_blanks_are_seen_and_markup_is_text(page):
     assert tops[0] == tops[1] < tops[2] == tops[3]  # a newline breaks the line
 
 
+def test_tokens_named_as_what_every_object_has_are_text(page):
+    texts = ["constructor", "toString", "__proto__", " valueOf"]
+    page.evaluate("texts => blocks.append(texts.map((text) => ({ text, step: 1, confidence: 1, id: 1 })))", texts)
+    assert cells(page, "cell.textContent") == ["constructor", "toString", "__proto__", "·valueOf"]
+
+
 def test_hover_and_focus_are_told(page):
     page.evaluate(
         "tokens => { blocks.append(tokens); blocks.onToken = (index, token) => (window.told = [index, token.id]); }",

@@ -226,7 +226,7 @@ def _figures(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
     answered = [each for each in outcomes if each.answer is not None]
     tokens = sum(each.answer.completion_tokens for each in answered if each.answer is not None)
     waits = [each.seconds for each in answered]
-    p50, p95, p99 = np.percentile(waits, [50, 95, 99]) if waits else (0, 0, 0)
+    p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist() if waits else (0.0, 0.0, 0.0)
     errors = Counter(each.error for each in outcomes if each.error)
     return {
         "lost": len(outcomes) - len(answered),

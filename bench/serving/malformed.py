@@ -205,6 +205,8 @@ def _http(model: str) -> Iterator[Malformed]:
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     yield Malformed("path unknown", post("/v1/nothing", body))
     yield Malformed("path with dots", post("/../../etc/passwd", body))
+    yield Malformed("path of two lines", post("/v1/a%0Ab", body))
+    yield Malformed("host", post("/v1/nothing", body).replace(b"Host: localhost", b"Host: [", 1), may_close=True)
     yield Malformed("method", post(COMPLETIONS, body).replace(b"POST", b"PUT", 1))
     yield Malformed("GET of completions", post(COMPLETIONS, b"").replace(b"POST", b"GET", 1))
     yield Malformed("content type", post(COMPLETIONS, body, "Content-Type: text/plain"))

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
+import torch
+
 from t3d import models
 from t3d.engine.continuous.core import Core
 from t3d.engine.continuous.decoder import why_unsupported
@@ -81,7 +83,7 @@ class AsyncEngine:
         self._memory_gib = memory_gib
         self._prefill_tokens = prefill_tokens
         self._num_stop_tokens = num_stop_tokens
-        self._worker = _Worker(self._make_core)
+        self._worker = _Worker(self._make_core, model.device)
         self._worker.start()
 
     async def stream(
@@ -171,8 +173,9 @@ class _Worker(threading.Thread):
         has_ended: nothing is taken in any more.
     """
 
-    def __init__(self, make_core: Callable[[int, int], Core]) -> None:
+    def __init__(self, make_core: Callable[[int, int], Core], device: torch.device) -> None:
         super().__init__(name="t3d-engine", daemon=True)
+        self._device = device
         self._inbox: queue.Queue[Ticket] = queue.Queue()
         self.has_ended = False
         self._entrance = threading.Lock()  # over both: nothing comes in behind the last look into the inbox
@@ -220,20 +223,23 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         """Take requests in and step, until stopped or broken."""
-        reason: Exception = WorkError("the engine was closed")
+        reason, cause = "the engine was closed", None
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # of this thread: graphs and events are made on the current one
             while not self._shall_stop.is_set():
                 self._take_in()
                 self._step()
         except Exception as error:  # nobody may wait for ever
-            reason = WorkError(f"the engine's worker failed: {error}")
-            reason.__cause__ = error
+            reason, cause = f"the engine's worker failed: {error}", error
         with self._entrance:
             self.has_ended = True
             while not self._inbox.empty():
                 self._line.append(self._inbox.get_nowait())
         for ticket in {*self._open, *self._line}:
-            ticket.send(reason)
+            failure = WorkError(reason)  # each its own: one that several raise gathers all their tracebacks
+            failure.__cause__ = cause
+            ticket.send(failure)
 
     def _take_in(self) -> None:
         """Queue what has come; wait for something when there is nothing else to do."""

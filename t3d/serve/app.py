@@ -121,9 +121,10 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(error.body(), error.status, error.headers)
 
     async def on_http_error(request: Request, failure: Any) -> Response:
+        path = repr(request.scope["path"][:100])[1:-1]  # of one line; `request.url` trusts the Host header
         told = {
-            404: f"there is nothing at {request.url.path[:100]}: the interface is at /v1",
-            405: f"{request.method} is not for {request.url.path[:100]}",
+            404: f"there is nothing at {path}: the interface is at /v1",
+            405: f"{request.method} is not for {path}",
         }
         message = told.get(failure.status_code, failure.detail)
         return await on_failure(request, ApiError(failure.status_code, message, headers=failure.headers))

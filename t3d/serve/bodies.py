@@ -30,6 +30,11 @@ async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
         raise UnreadBody(
             415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type"
         )
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):  # its size says nothing of what it unpacks to
+        raise UnreadBody(
+            415, "the body must not be compressed: leave Content-Encoding out", code="unsupported_media_type"
+        )
     if int(request.headers.get("content-length", "0")) > max_bytes:  # digits: the protocol has seen to that
         raise _too_large(max_bytes)
     parts, size = [], 0

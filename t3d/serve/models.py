@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -118,11 +120,16 @@ def load_served(specs: Sequence[str], defaults: Decoding, options: ModelOptions)
     if twice is not None:
         raise RequestError(f"--model {twice}: given twice; write NAME=PATH to give one of them another name")
     loaded = [(name, *_load(source, options)) for name, source in named]  # all weights first: the rest is shared
-    limits = _memory_limits(options.memory_gib, loaded[0][1], len(loaded))
+    device = loaded[0][1].device
+    share = share_of_memory(options.memory_gib, _held_gib(device), _free_gib(device), len(loaded))
     served = []
-    for (name, model, tokenizer), memory_gib in zip(loaded, limits, strict=True):
-        served.append(serve_model(name, model, tokenizer, defaults, options, memory_gib))
-        warm_up(served[-1])  # takes its memory before the next one is planned
+    with ExitStack() as engines:
+        for name, model, tokenizer in loaded:
+            limit = None if share is None else _held_gib(device) + share
+            served.append(serve_model(name, model, tokenizer, defaults, options, limit))
+            engines.callback(served[-1].close)
+            warm_up(served[-1])  # takes its memory before the next one is planned
+        engines.pop_all()
     return served
 
 
@@ -144,6 +151,8 @@ def serve_model(
     stop_token_ids = models.stop_token_ids(model, tokenizer)
     max_batch_size = options.max_batch_size or MAX_SLOTS
     longest = min(options.max_positions or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    if resolved.block_size is not None and longest < resolved.block_size:
+        raise RequestError(f"max_positions ({longest}) must be at least block_size ({resolved.block_size})")
     engine = AsyncEngine(
         model,
         stop_token_ids=stop_token_ids,
@@ -158,6 +167,8 @@ def serve_model(
 def warm_up(served: ServedModel) -> None:
     """Let a model answer: caches are laid out, on CUDA kernels compiled and graphs captured for batches of all sizes.
 
+    Waits for it, and may be called where an event loop runs.
+
     Raises:
         RequestError: memory does not suffice.
         WorkError: the model cannot be run.
@@ -168,13 +179,17 @@ def warm_up(served: ServedModel) -> None:
     prompt = [0 if model.config.mask_token_id != 0 else 1]
 
     async def answer() -> None:
-        settings = brief_settings(served.defaults, count)
+        await served.engine.generate(prompt, replace(served.defaults, max_new_tokens=1))  # shows how much fits
+        longest = min(served.defaults.max_new_tokens, served.max_positions - len(prompt))
+        settings = brief_settings(replace(served.defaults, max_new_tokens=longest), count)
         await asyncio.gather(*(served.engine.generate(prompt, one) for one in settings))
 
     try:
-        asyncio.run(answer())
+        with ThreadPoolExecutor(1) as thread, ExitStack() as engine:  # this one may have an event loop already
+            engine.callback(served.close)
+            thread.submit(asyncio.run, answer()).result()
+            engine.pop_all()
     except WorkError as error:
-        served.close()
         raise (error.__cause__ if isinstance(error.__cause__, RequestError) else error) from None
 
 
@@ -183,19 +198,26 @@ def _load(source: str, options: ModelOptions) -> tuple[BlockDiffusionModel, PreT
     return model, models.load_tokenizer(source)
 
 
-def _memory_limits(total_gib: float | None, model: BlockDiffusionModel, count: int) -> list[float | None]:
-    """What the process may hold once each model's engine is there, GiB (on the CPU: keys and values of each)."""
-    if count == 1:
-        return [total_gib]
-    if model.device.type != "cuda":
-        return [None if total_gib is None else total_gib / count] * count
-    held = torch.cuda.memory_allocated(model.device)
-    if total_gib is None:
-        free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - held
-        total_gib = (held + CUDA_SHARE * free) / 2**30
-    return even_limits(total_gib, held / 2**30, count)
+def _held_gib(device: torch.device) -> float:
+    """What tensors take up on a device, GiB; on the CPU nobody counts."""
+    return torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
-def even_limits(total: float, held: float, count: int) -> list[float | None]:
-    """What may be held after each of `count` equal shares of the rest is taken, the last of them reaching the total."""
-    return [held + (total - held) * (place + 1) / count for place in range(count)]
+def _free_gib(device: torch.device) -> float | None:
+    """What a device has for this process beside that, GiB; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**30 - _held_gib(device)
+
+
+def share_of_memory(total: float | None, held: float, free: float | None, count: int) -> float | None:
+    """What each of `count` engines may take, graphs and workspace included, GiB; None: as the engine chooses.
+
+    Args:
+        total: that the process may hold; None is what it holds and nine tenths of the rest.
+        held: with all weights loaded, before the first engine.
+        free: what is left then; None where nobody counts.
+    """
+    if total is not None:
+        return (total - held) / count
+    return None if free is None else CUDA_SHARE * free / count

@@ -17,6 +17,8 @@ from t3d.serve.jobs import Draft, Job
 from t3d.serve.service import Service
 from t3d.serve.shapes import block_event, first_event, last_event, usage_event, whole_answer
 
+SILENCE = b": waiting\n\n"
+"""A comment: clients pass over it, proxies see that the connection is alive."""
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """A reverse proxy must not gather events."""
 
@@ -24,6 +26,11 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 def to_json(value: Any) -> bytes:
     """As short as JSON can be, in ASCII: some readers of events take further characters for the end of a line."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def to_event(value: Any) -> bytes:
+    """A server-sent event of JSON."""
+    return b"data: " + to_json(value) + b"\n\n"
 
 
 class JobResponse(Response):
@@ -55,8 +62,10 @@ class WholeResponse(JobResponse):
 
     async def _answer(self, send: Send) -> None:
         async with aclosing(self._service.run(self._job)) as pieces:
-            async for index, piece in pieces:
-                self._drafts[index].pieces.append(piece)
+            async for item in pieces:
+                if item is not None:
+                    index, piece = item
+                    self._drafts[index].pieces.append(piece)
         body = to_json(whole_answer(self._job, self._drafts))
         head = Response(body, media_type="application/json")
         await send({"type": "http.response.start", "status": 200, "headers": head.raw_headers})
@@ -71,30 +80,34 @@ class StreamResponse(JobResponse):
         headers = [(name, value) for name, value in head.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-        async def tell(event: bytes) -> None:
-            await send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
+        async def tell(line: bytes) -> None:
+            await send({"type": "http.response.body", "body": line, "more_body": True})
 
         try:
             await self._tell_all(tell)
         except Exception as failure:
             error = api_error_of(failure)
             self._outcome.status = error.status
-            await tell(to_json(error.body()))
+            await tell(to_event(error.body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tell_all(self, tell: Callable[[bytes], Awaitable[None]]) -> None:
         job = self._job
         for index in range(len(job.asks)):
-            await tell(to_json(first_event(job, index)))
+            await tell(to_event(first_event(job, index)))
         async with aclosing(self._service.run(job)) as pieces:
-            async for index, piece in pieces:
+            async for item in pieces:
+                if item is None:
+                    await tell(SILENCE)
+                    continue
+                index, piece = item
                 self._drafts[index].pieces.append(piece)
-                await tell(to_json(block_event(job, index, piece)))
+                await tell(to_event(block_event(job, index, piece)))
                 if piece.end is not None:
-                    await tell(to_json(last_event(job, index, self._drafts[index])))
+                    await tell(to_event(last_event(job, index, self._drafts[index])))
         if job.request.wants_usage:
-            await tell(to_json(usage_event(job, job.usage(sum(draft.num_tokens for draft in self._drafts)))))
-        await tell(b"[DONE]")
+            await tell(to_event(usage_event(job, job.usage(sum(draft.num_tokens for draft in self._drafts)))))
+        await tell(b"data: [DONE]\n\n")
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[None]) -> bool:

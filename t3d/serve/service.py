@@ -18,6 +18,8 @@ from t3d.serve.writing import Piece, write
 
 RETRY_SECONDS = 1
 """What a client is told to wait when the line is full."""
+SILENT_SECONDS = 10.0
+"""Proxies take a connection on which nothing happens for dead, many of them after half a minute."""
 
 
 class Service:
@@ -107,10 +109,10 @@ class Service:
         finally:
             self._num_open[name] -= count
 
-    async def run(self, job: Job) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def run(self, job: Job) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """The pieces of all of a job's answers, each with the index of its choice, as they come.
 
-        Who closes the iterator cancels what still runs.
+        None whenever nothing has come for `SILENT_SECONDS`. Who closes the iterator cancels what still runs.
 
         Raises:
             ApiError: 504 when the time is up, 503 when the server's is.
@@ -123,7 +125,11 @@ class Service:
         num_running, has_any = len(job.asks), False
         async with aclosing(_merged([write(job.model.engine, job.model.decode, ask) for ask in job.asks])) as pieces:
             while num_running:
-                index, piece = await self._next(pieces, deadline)
+                item = await self._next(pieces, deadline)
+                if item is None:
+                    yield None
+                    continue
+                index, piece = item
                 seconds = time.perf_counter() - started
                 if not has_any:
                     self.metrics.on_first_block(name, seconds)
@@ -136,7 +142,9 @@ class Service:
                     self.metrics.on_last_block(name, seconds)
                 yield index, piece
 
-    async def _next(self, pieces: AsyncGenerator[tuple[int, Piece], None], deadline: float) -> tuple[int, Piece]:
+    async def _next(
+        self, pieces: AsyncGenerator[tuple[int, Piece] | None, None], deadline: float
+    ) -> tuple[int, Piece] | None:
         if self._is_out_of_time:
             deadline = 0.0
         try:
@@ -176,8 +184,11 @@ class Service:
                 wait.reschedule(0.0)
 
 
-async def _merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Items of several streams, each with its stream's place, as they come; the first error ends them all."""
+async def _merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[tuple[int, Piece] | None, None]:
+    """Items of several streams, each with its stream's place, as they come; the first error ends them all.
+
+    None whenever nothing has come for `SILENT_SECONDS`.
+    """
     items: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
 
     async def forward(place: int, stream: AsyncGenerator[Piece, None]) -> None:
@@ -191,7 +202,12 @@ async def _merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenera
     tasks = [asyncio.create_task(forward(place, stream)) for place, stream in enumerate(streams)]
     try:
         while True:
-            item = await items.get()
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    item = await items.get()
+            except TimeoutError:
+                yield None
+                continue
             if isinstance(item, Exception):
                 raise item
             yield item

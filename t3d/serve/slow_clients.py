@@ -13,6 +13,8 @@ from t3d.serve.sending import to_json
 
 BODY_GRACE_SECONDS = 5.0
 """After the time for a body is up: for the app to say so."""
+LEAST_BYTES = 2**14
+"""That a client has to take in each stretch of its time while there is more for it."""
 
 
 class PatientProtocol(H11Protocol):
@@ -58,13 +60,16 @@ class PatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client does not read as fast as it is sent to."""
         super().pause_writing()
-        self._writing = self.loop.call_later(self.read_timeout, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         """It has caught up."""
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
+            self._writing = None
+        self._expected = None
+        self._expect()
 
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP."""
@@ -83,7 +88,8 @@ class PatientProtocol(H11Protocol):
         """Start the clock of whatever the client has to send now, if it did not run."""
         expected = {h11.IDLE: "header", h11.SEND_BODY: "body"}.get(self.conn.their_state)
         if self.transport.is_closing():  # what is still unread must not keep it open for ever
-            expected = "end"
+            expected = None
+            self._watch_reader()
         if expected == self._expected:
             return
         if self._receiving is not None:
@@ -92,7 +98,33 @@ class PatientProtocol(H11Protocol):
         self._expected = expected
         if expected is not None:
             seconds = self.read_timeout + BODY_GRACE_SECONDS * (expected == "body")
-            self._receiving = self.loop.call_later(seconds, self.transport.abort)
+            self._receiving = self.loop.call_later(seconds, self._on_nothing_sent)
+
+    def _on_nothing_sent(self) -> None:
+        """Nothing came in time: the client is cut off, unless it is still reading what it asked for before."""
+        if self.transport.get_write_buffer_size() > 0:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _watch_reader(self) -> None:
+        """Start the clock of what the client has to read, if it does not run."""
+        if self._writing is None:
+            self._writing = self.loop.call_later(
+                self.read_timeout, self._check_reader, self.transport.get_write_buffer_size()
+            )
+
+    def _check_reader(self, before: int) -> None:
+        """Cut the client off unless it has taken some of what waited for it, bytes; if it has, go on."""
+        self._writing = None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == 0:
+            self._expected = None
+            self._expect()
+        elif waiting > before - LEAST_BYTES:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
 
 def protocol_with(read_timeout: float) -> type[PatientProtocol]:

@@ -24,13 +24,13 @@ class Source:
         path: where they are.
         meta: how they were made.
         num_rows: rows that the file holds, of which these are some.
-        rows: by key, in the file's order; of several with one key the first.
+        rows: in the file's order; beside another file's of several with one key the first, and in that file's order.
     """
 
     path: Path
     meta: TrajectoryMeta
     num_rows: int
-    rows: dict[RowKey, Trajectory]
+    rows: list[Trajectory]
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ def open_sources(path: Path, against: Path | None, limit: int) -> tuple[Source, 
     """
     meta, num_rows = _about(path)
     if against is None:
-        return Source(path, meta, num_rows, _first_rows(path, limit)), None
+        return Source(path, meta, num_rows, list(islice(read(path), limit))), None
     other_meta, other_num_rows = _about(against)
     if meta.tokenizer_fingerprint != other_meta.tokenizer_fingerprint:
         raise RequestError(f"--against {against}: its tokenizer is not that of {path}, so tokens do not compare")
@@ -57,8 +57,8 @@ def open_sources(path: Path, against: Path | None, limit: int) -> tuple[Source, 
     if not rows:
         raise RequestError(f"--against {against}: has no row of the same prompt_id and sample as one of {path}")
     found = _first_rows(against, len(rows), rows)
-    in_order = {key: found[key] for key in rows}
-    return Source(path, meta, num_rows, rows), Source(against, other_meta, other_num_rows, in_order)
+    in_order = [found[key] for key in rows]
+    return Source(path, meta, num_rows, list(rows.values())), Source(against, other_meta, other_num_rows, in_order)
 
 
 def _about(path: Path) -> tuple[TrajectoryMeta, int]:
@@ -69,16 +69,16 @@ def _about(path: Path) -> tuple[TrajectoryMeta, int]:
     return meta, num_rows
 
 
-def _first_rows(path: Path, limit: int, wanted: Container[RowKey] | None = None) -> dict[RowKey, Trajectory]:
-    """The first rows of different keys, of the wanted ones if that is said."""
+def _first_rows(path: Path, limit: int, wanted: Container[RowKey]) -> dict[RowKey, Trajectory]:
+    """The first rows of different keys, of the wanted ones."""
     return dict(islice(_distinct(path, wanted), limit))
 
 
-def _distinct(path: Path, wanted: Container[RowKey] | None) -> Iterator[tuple[RowKey, Trajectory]]:
+def _distinct(path: Path, wanted: Container[RowKey]) -> Iterator[tuple[RowKey, Trajectory]]:
     seen = set()
     for row in read(path):
         key = _key(row)
-        if key not in seen and (wanted is None or key in wanted):
+        if key not in seen and key in wanted:
             seen.add(key)
             yield key, row
 

@@ -62,7 +62,7 @@ def write_view(
     """
     sources = open_sources(path, against, limit)
     shown = [source for source in sources if source is not None]
-    rows = [row for source in shown for row in source.rows.values()]
+    rows = [row for source in shown for row in source.rows]
     texts = token_texts(rows, shown[0].meta, tokenizer)
     content = page("viewer", **page_data(*sources, texts)).encode()
     try:
@@ -89,7 +89,7 @@ def page_data(source: Source, other: Source | None, texts: TokenTexts) -> dict[s
 
 
 def _file_data(source: Source, name: str) -> dict[str, Any]:
-    rows, block_size = list(source.rows.values()), source.meta.block_size
+    rows, block_size = source.rows, source.meta.block_size
     orders = [reveal_order(row, block_size) for row in rows]
     num_tokens, num_forwards = sum(len(row.response_ids) for row in rows), sum(row.num_forwards for row in rows)
     return {
@@ -137,7 +137,7 @@ def _order_data(order: RevealOrder) -> dict[str, Any]:
 
 def _comparison(source: Source, other: Source) -> dict[str, Any]:
     """The pairs one by one, all of them together, and how many have other prompt tokens under the same id."""
-    both = list(zip(source.rows.values(), other.rows.values(), strict=True))
+    both = list(zip(source.rows, other.rows, strict=True))
     sizes = source.meta.block_size, other.meta.block_size
     pairs = [agreement(*rows, *sizes) for rows in both]
     return {

@@ -83,7 +83,7 @@ const T3D = (() => {
   function visibleText(text) {
     if (text === "") return [element("span", { className: "blank" }, "∅")];
     return text.split(/([\s\x00-\x1f\x7f])/u).filter(Boolean).map((piece) => {
-      if (piece in BLANKS) return element("span", { className: "blank" }, BLANKS[piece].trimEnd());
+      if (Object.hasOwn(BLANKS, piece)) return element("span", { className: "blank" }, BLANKS[piece].trimEnd());
       const code = piece.length === 1 ? piece.charCodeAt(0) : 32;
       if (code < 32) return element("span", { className: "blank" }, String.fromCharCode(0x2400 + code));
       return piece;

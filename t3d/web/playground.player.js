@@ -59,6 +59,7 @@
 
     /** Go on from the step that is shown; from the start if that is the last. */
     play() {
+      if (this.last === 0) return; // what comes is followed anyway
       if (this.shown === this.last) this._show(0);
       this._schedule();
     }

@@ -63,7 +63,7 @@
     }
 
     _field(name) {
-      return this.form.elements[name];
+      return this.form.elements.namedItem(name); // not the list's own length
     }
 
     /* Set values, and make what depends on the model and the rule agree with them. */
