@@ -35,7 +35,9 @@ from t3d.cli_options import (
     make_folder,
 )
 from t3d.cli_rollout import rollout
+from t3d.cli_serve import serve
 from t3d.cli_study import study, study_report
+from t3d.cli_view import view
 from t3d.errors import RequestError, WorkError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -44,8 +46,10 @@ app.add_typer(convert_app, name="convert")
 app.command()(rollout)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(serve)
 app.command()(study)
 app.command()(study_report)
+app.command()(view)
 app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval)
 
 

@@ -22,7 +22,7 @@ LONGEST_FILE = 320
 
 ORDER = (
     {"errors", "versions", "files"},
-    {"types", "config", "progress", "noise"},
+    {"types", "config", "progress", "noise", "web"},
     {"models", "kernels"},
     {"sandbox"},
     {"tasks"},
@@ -36,7 +36,18 @@ ORDER = (
     {"bench"},
     {"demo", "cli_options"},
     {"interop"},
-    {"cli_bench", "cli_compare", "cli_convert", "cli_eval", "cli_interop", "cli_rollout", "cli_study"},
+    {"serve", "viewer"},
+    {
+        "cli_bench",
+        "cli_compare",
+        "cli_convert",
+        "cli_eval",
+        "cli_interop",
+        "cli_rollout",
+        "cli_serve",
+        "cli_study",
+        "cli_view",
+    },
     {"cli"},
 )
 """A part imports from its own group's earlier ones only; `t3d` itself gives `types` and, lazily, the engine."""

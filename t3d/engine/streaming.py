@@ -6,13 +6,14 @@ waits until those before it are through.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
+
+import torch
 
 from t3d import models
 from t3d.engine.continuous.core import Core
@@ -20,6 +21,7 @@ from t3d.engine.continuous.decoder import why_unsupported
 from t3d.engine.continuous.memory import plan_budget
 from t3d.engine.continuous.sequence import Sequence
 from t3d.engine.request import Request, check_request
+from t3d.engine.tickets import Block, Ticket
 from t3d.errors import RequestError, WorkError
 from t3d.models import BlockDiffusionModel
 from t3d.types import Decoding, Generation
@@ -28,21 +30,6 @@ PREFILL_TOKENS = 2**11
 """Between two steps; a longer prompt must not stop the streams of others for long."""
 IDLE_SECONDS = 0.5
 """How often an idle worker looks whether it shall end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A finished block of a response: its new tokens, and when and how surely each was revealed.
-
-    Attributes:
-        token_ids, reveal_steps, confidences: as in `Generation`, at most B of each.
-        generation: the whole result, with the last block.
-    """
-
-    token_ids: list[int]
-    reveal_steps: list[int]
-    confidences: list[float]
-    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +47,6 @@ class Load:
     share_of_pages_in_use: float
 
 
-class _Ticket:
-    """A request on its way through the worker, and the way back to its caller."""
-
-    def __init__(self, request: Request, priority: int) -> None:
-        self.request = request
-        self.priority = priority
-        self.sequence: Sequence | None = None
-        self.is_cancelled = False
-        self._num_sent = 0
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Block | Exception] = asyncio.Queue()
-
-    def on_block(self, sequence: Sequence) -> None:
-        """Tell the caller of a block; called by the worker."""
-        tokens, steps, confidences = (each.tolist() for each in sequence.newest_block())
-        generation = sequence.generation() if sequence.is_over else None
-        if generation is not None:  # which knows where the response was cut
-            length = len(generation.token_ids) - self._num_sent
-            tokens, steps, confidences = tokens[:length], steps[:length], confidences[:length]
-        self._num_sent += len(tokens)
-        self.send(Block(tokens, steps, confidences, generation))
-
-    def send(self, event: Block | Exception) -> None:
-        """Hand an event over to the caller's loop; called by the worker."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    async def receive(self) -> Block:
-        """The next event."""
-        event = await self._events.get()
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-
 class AsyncEngine:
     """Streams of blocks for any number of callers.
 
@@ -106,6 +59,8 @@ class AsyncEngine:
         memory_gib: that the process may hold on the device, weights included; None is nine tenths of what is there for
             it.
         prefill_tokens: prompt tokens of one forward between two steps.
+        num_stop_tokens: room for so many ids that end a response, the model's included. A request with more of them
+            waits until all others are through.
     """
 
     def __init__(
@@ -116,6 +71,7 @@ class AsyncEngine:
         max_positions: int | None = None,
         memory_gib: float | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
+        num_stop_tokens: int = 0,
     ) -> None:
         reason = why_unsupported(model)
         if reason is not None:
@@ -126,12 +82,13 @@ class AsyncEngine:
         self._max_positions = max_positions or model.config.max_position_embeddings
         self._memory_gib = memory_gib
         self._prefill_tokens = prefill_tokens
-        self._worker = _Worker(self._make_core)
+        self._num_stop_tokens = num_stop_tokens
+        self._worker = _Worker(self._make_core, model.device)
         self._worker.start()
 
     async def stream(
         self, prompt_ids: Tokens[int], decoding: Decoding | None = None, seed: int | None = None, priority: int = 0
-    ) -> AsyncIterator[Block]:
+    ) -> AsyncGenerator[Block, None]:
         """Decode one prompt; yields its blocks as they finish, the last with the whole result.
 
         Who stops listening cancels the request: close the iterator (`aclosing`), and its slot and memory are freed.
@@ -146,10 +103,7 @@ class AsyncEngine:
             RequestError: a wrong request.
             WorkError: the worker has ended.
         """
-        decoding = decoding or Decoding()
-        chosen_seed = decoding.seed if seed is None else seed
-        request = check_request(0, prompt_ids, decoding, chosen_seed, self.stop_token_ids, self.model.config)
-        ticket = _Ticket(request, priority)
+        ticket = Ticket(self.check(prompt_ids, decoding, seed), priority)
         self._worker.enqueue(ticket)
         try:
             while True:
@@ -169,6 +123,28 @@ class AsyncEngine:
                 return block.generation
         raise WorkError("the engine was closed before the response was complete")
 
+    def check(self, prompt_ids: Tokens[int], decoding: Decoding | None = None, seed: int | None = None) -> Request:
+        """The request that `stream` would run, with nothing run yet.
+
+        Raises:
+            RequestError: a wrong request, or one that the present memory could never hold.
+        """
+        decoding = decoding or Decoding()
+        chosen_seed = decoding.seed if seed is None else seed
+        request = check_request(0, prompt_ids, decoding, chosen_seed, self.stop_token_ids, self.model.config)
+        self._worker.check(request)
+        return request
+
+    @property
+    def max_positions(self) -> int:
+        """Of the longest request: what was asked for until the first request, then what memory holds."""
+        return min(self._max_positions, self._worker.max_positions or self._max_positions)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, or its worker has failed."""
+        return self._worker.has_ended
+
     def load(self) -> Load:
         """How busy the engine is."""
         return self._worker.load()
@@ -187,32 +163,37 @@ class AsyncEngine:
             self._prefill_tokens,
             may_shorten=True,
         )
-        return Core(self.model, block_size, budget, num_stop_tokens)
+        return Core(self.model, block_size, budget, max(num_stop_tokens, self._num_stop_tokens))
 
 
 class _Worker(threading.Thread):
-    """Steps a core for whoever is in line."""
+    """Steps a core for whoever is in line.
 
-    def __init__(self, make_core: Callable[[int, int], Core]) -> None:
+    Attributes:
+        has_ended: nothing is taken in any more.
+    """
+
+    def __init__(self, make_core: Callable[[int, int], Core], device: torch.device) -> None:
         super().__init__(name="t3d-engine", daemon=True)
-        self._inbox: queue.Queue[_Ticket] = queue.Queue()
-        self._has_ended = False
+        self._device = device
+        self._inbox: queue.Queue[Ticket] = queue.Queue()
+        self.has_ended = False
         self._entrance = threading.Lock()  # over both: nothing comes in behind the last look into the inbox
         self._make_core = make_core
         self._core: Core | None = None
-        self._line: deque[_Ticket] = deque()
-        self._open: set[_Ticket] = set()
+        self._line: deque[Ticket] = deque()
+        self._open: set[Ticket] = set()
         self._num_arrivals = 0
         self._shall_stop = threading.Event()
 
-    def enqueue(self, ticket: _Ticket) -> None:
+    def enqueue(self, ticket: Ticket) -> None:
         """Put a ticket in; it will be answered.
 
         Raises:
             WorkError: the worker has ended.
         """
         with self._entrance:
-            if self._has_ended:
+            if self.has_ended:
                 raise WorkError("the engine was closed, or its worker has failed")
             self._inbox.put(ticket)
 
@@ -220,6 +201,18 @@ class _Worker(threading.Thread):
         """End after the present step."""
         self._shall_stop.set()
         self.join()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Of the longest request that the core has room for; None while there is no core."""
+        core = self._core
+        return core.budget.num_positions if core is not None else None
+
+    def check(self, request: Request) -> None:
+        """Raise a `RequestError` if the present core could never run a request of its block size."""
+        core = self._core
+        if core is not None and core.takes(request):
+            core.check(request)
 
     def load(self) -> Load:
         """How busy the core is, and how long the line."""
@@ -230,24 +223,27 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         """Take requests in and step, until stopped or broken."""
-        reason: Exception = WorkError("the engine was closed")
+        reason, cause = "the engine was closed", None
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # of this thread: graphs and events are made on the current one
             while not self._shall_stop.is_set():
                 self._take_in()
                 self._step()
         except Exception as error:  # nobody may wait for ever
-            reason = WorkError(f"the engine's worker failed: {error}")
-            reason.__cause__ = error
+            reason, cause = f"the engine's worker failed: {error}", error
         with self._entrance:
-            self._has_ended = True
+            self.has_ended = True
             while not self._inbox.empty():
                 self._line.append(self._inbox.get_nowait())
         for ticket in {*self._open, *self._line}:
-            ticket.send(reason)
+            failure = WorkError(reason)  # each its own: one that several raise gathers all their tracebacks
+            failure.__cause__ = cause
+            ticket.send(failure)
 
     def _take_in(self) -> None:
         """Queue what has come; wait for something when there is nothing else to do."""
-        is_idle = not self._line and not self._open
+        is_idle = not self._line and not self._open and (self._core is None or not self._core.has_work)
         try:
             if is_idle:
                 self._line.append(self._inbox.get(timeout=IDLE_SECONDS))
@@ -289,7 +285,7 @@ class _Worker(threading.Thread):
             self._core = self._make_core(request.block_size, num_stop_tokens)
         return True
 
-    def _start(self, ticket: _Ticket) -> None:
+    def _start(self, ticket: Ticket) -> None:
         assert self._core is not None
         self._num_arrivals += 1
         ticket.sequence = Sequence(ticket.request, self._num_arrivals, ticket.priority, ticket.on_block)

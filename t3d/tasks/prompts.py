@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t3d.config import PromptConfig
 from t3d.errors import RequestError
@@ -129,8 +129,21 @@ def _chat(content: str, form: PromptConfig, tokenizer: PreTrainedTokenizerBase) 
     turns = [{"role": "user", "content": content}]
     if form.system is not None:
         turns.insert(0, {"role": "system", "content": form.system})
+    return render_chat(turns, tokenizer, **form.template_options)
+
+
+def render_chat(turns: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    """A chat up to where the next answer begins, by the tokenizer's template.
+
+    Args:
+        turns: each with `role` and `content`.
+        options: that the template knows.
+
+    Raises:
+        RequestError: the template refuses.
+    """
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **form.template_options)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     except Exception as error:  # templates are programs of others: they raise what they like
         raise RequestError(f"prompt: the tokenizer's chat template refuses: {error}") from error
     assert isinstance(text, str)
