@@ -44,6 +44,9 @@ def _extent(done: ViewSummary, limit: int, against: Path | None) -> str:
     """How many rows are on the page, and why not all."""
     if done.num_shown == done.num_rows:
         return f"all {done.num_rows} rows"
-    if done.num_shown == limit:
+    if against is None:
         return f"the first {done.num_shown} of {done.num_rows} rows (--limit takes more)"
-    return f"{done.num_shown} of {done.num_rows} rows, those that {against} has too"
+    extent = f"{done.num_shown} of {done.num_rows} rows"
+    if done.num_shown == limit:
+        return f"{extent}, the first that {against} has too (a higher --limit may take more)"
+    return f"{extent}, those that {against} has too"

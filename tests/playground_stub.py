@@ -57,18 +57,20 @@ class Stub:
     Attributes:
         key: asked for, if any.
         script: (send, body) -> None, for each generation; `send` takes an event.
-        refusal: (status, message, headers) for each generation, in place of the script.
+        refusal: (status, message, headers) for each generation, in place of the script; a message that is not a text
+            but bytes is the whole body.
         bodies: of the generations asked for.
         has_left: set when a client is gone before its answer was over.
         may_go_on: scripts wait for it where they like to; set at the end.
         may_list: the list of models waits for it.
+        listed: the body of the list, in place of the models.
     """
 
     def __init__(self):
         self.reset()
 
     def reset(self):
-        self.key = self.refusal = None
+        self.key = self.refusal = self.listed = None
         self.script = tell(BEGIN, FIRST, SECOND, END)
         self.bodies = []
         self.has_left, self.may_go_on, self.may_list = threading.Event(), threading.Event(), threading.Event()
@@ -102,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             model = {"block_size": 4, "max_positions": 64, "has_chat_template": False, "defaults": DEFAULTS}
             other = {**model, "block_size": 8}
             served = [{"id": "m", "t3d": model}, {"id": "<b>wide</b>", "t3d": other}]
-            self._answer(200, json.dumps({"object": "list", "data": served}).encode())
+            listed = self.stub.listed or json.dumps({"object": "list", "data": served}).encode()
+            self._answer(200, listed)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -111,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.stub.bodies.append(body)
         if self.stub.refusal:
             status, message, headers = self.stub.refusal
-            self._answer(status, json.dumps(error(message)).encode(), **headers)
+            content = message if isinstance(message, bytes) else json.dumps(error(message)).encode()
+            self._answer(status, content, **headers)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

@@ -311,6 +311,7 @@ def test_copied_programs_give_the_same_answer(chromium, address):  # noqa: F811
             if shutil.which("curl"):
                 page.click("[data-copy=curl]")
                 command = page.evaluate("navigator.clipboard.readText()")
+                assert command.startswith(f"curl '{address}v1/")
                 answer = json.loads(subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout)
                 (found,) = answer["choices"]
                 for step in path:

@@ -56,6 +56,9 @@ REFUSALS = [
     (429, "the queue is full", {"Retry-After": "3"}, "the queue is full (try again in 3 s)"),
     (400, "the prompt has 70 tokens: at most 60", {}, "the prompt has 70 tokens: at most 60"),
     (503, "shutting down <b>now</b>", {}, "shutting down <b>now</b>"),
+    (502, b'{"error": "no upstream"}', {}, "no upstream"),
+    (502, b"<html>oops</html>", {}, "the server refused with status 502 Bad Gateway and gave no reason"),
+    (200, b"<html>sign in</html>", {}, "the answer is no stream of events but application/json"),
 ]
 
 
@@ -71,9 +74,19 @@ def test_a_refusal_is_told_in_the_servers_words(view, stub, status, message, hea
     assert view.locator(".plain p").text_content() == " one two three a b c d"
 
 
+def test_a_list_that_is_none_is_told_in_words(chromium, server, stub):  # noqa: F811
+    stub.listed = b"<html>sign in</html>"
+    with watched(chromium) as seen:
+        seen.page.goto(server[1])
+        seen.page.wait_for_selector("#notice:visible")
+        assert "v1/models lists no models: is it a server of t3d?" in seen.page.inner_text("#notice")
+        assert seen.errors == []
+
+
 BREAKS = {
     "hangs up": (tell(BEGIN, FIRST, whole=False), "ended before the answer was complete"),
     "error event": (tell(BEGIN, FIRST, error("the engine's worker failed")), "the engine's worker failed"),
+    "no JSON": (tell(BEGIN, FIRST, "<html>"), "the server sent an event that is not JSON: <html>"),
 }
 
 
@@ -137,6 +150,65 @@ def test_stopping_leaves_the_server(view, stub, how):
     assert stub.has_left.wait(5)
     assert len(shown(view)) == 3
     assert view.inner_text("[data-figure=end]") == "you"
+
+
+def test_escape_of_a_dialog_or_an_input_method_stops_nothing(view, stub):
+    def script(send, body):
+        send(BEGIN)
+        stub.may_go_on.wait(10)
+        tell(FIRST, SECOND, END)(send, body)
+
+    stub.script = script
+    view.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    view.click("#run")
+    view.wait_for_selector(".expected >> nth=2")
+    view.click("#link")
+    view.keyboard.press("Escape")
+    assert view.locator("#copy-dialog").is_hidden()
+    composing = "new KeyboardEvent('keydown', { key: 'Escape', isComposing: true, bubbles: true })"
+    view.locator("#prompt").evaluate(f"each => each.dispatchEvent({composing})")
+    stub.may_go_on.set()
+    view.wait_for_selector("#stop:disabled")
+    assert view.inner_text("[data-figure=end]") == "stop"
+
+
+def test_arrows_pass_through_the_examples_and_back_to_what_was_typed(view):
+    examples = view.locator("#example option").all_inner_texts()[1:]
+    view.focus("#example")
+    seen = []
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp", "ArrowUp"):
+        view.keyboard.press(key)
+        seen.append(view.input_value("#prompt"))
+    assert seen == [examples[0], examples[1], examples[0], "Count."]
+    view.select_option("#example", examples[2])
+    view.focus("#prompt")
+    view.keyboard.press("End")
+    view.keyboard.type("!")
+    assert view.input_value("#example") == ""
+    view.select_option("#example", examples[1])
+    view.select_option("#example", "")
+    assert view.input_value("#prompt") == examples[2] + "!"
+
+
+def test_an_address_that_the_browser_refuses_stops_nothing(view):
+    view.evaluate("() => { history.replaceState = () => { throw new DOMException('too long', 'SecurityError'); }; }")
+    view.fill("#prompt", "Count on.")
+    run(view)
+    assert len(shown(view)) == 7
+
+
+def test_a_browser_that_keeps_nothing_for_pages_will_do(chromium, server, stub):  # noqa: F811
+    stub.key = "secret"
+    with watched(chromium) as seen:
+        refuse = "{ get() { throw new DOMException('no', 'SecurityError'); } }"
+        seen.page.add_init_script(f"Object.defineProperty(window, 'sessionStorage', {refuse})")
+        seen.page.goto(server[1] + "#prompt=Count.&pace=instant")
+        seen.page.wait_for_selector("#key:focus")
+        seen.page.keyboard.type("secret")
+        seen.page.keyboard.press("Enter")
+        seen.page.wait_for_selector("#run:enabled")
+        run(seen.page)
+        assert len(shown(seen.page)) == 7
 
 
 def test_masks_fill_in_by_the_steps_of_the_data(view):

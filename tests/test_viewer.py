@@ -294,6 +294,15 @@ def test_view_writes_one_page(trajectory_folder, tmp_path, capsys):
     assert [row["steps"] for row in data["files"][0]["rows"]] == [row.reveal_step for row in expected]
 
 
+def test_with_another_file_the_limit_is_told_as_what_it_may_be(tmp_path, capsys):
+    one, two = write_rows(tmp_path / "one", "abcd"), write_rows(tmp_path / "two", "abx")
+    for limit, told in ((1, "1 of 4 rows, the first that"), (3, "2 of 4 rows, those that")):
+        assert view(one, "--against", two, "--limit", limit, "--out", tmp_path / "page.html") == 0
+        said = capsys.readouterr().out
+        assert f"{told} {two} has too" in said
+        assert ("(a higher --limit may take more)" in said) == (limit == 1)
+
+
 def test_view_reads_a_single_file(trajectory_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert view(trajectory_folder / "shard-00001.parquet") == 0

@@ -88,7 +88,7 @@ def test_text_from_files_is_text(opened):
     assert page.locator("#prompt").inner_text() == NASTY
     assert page.locator("#answer").inner_text() == "Reference answer: <i>7</i>"
     assert page.locator("#row-name").inner_text() == "<b>0</b>"
-    assert page.title() == "T3D trajectories"
+    assert page.title() == "teacher – T3D trajectories"
 
 
 def test_search_finds_prompts_responses_and_ids(opened, both):
@@ -192,6 +192,18 @@ def test_cells_are_coloured_by_forward_of_their_block(opened, both):
     assert colours == [swatches[rank - 1] for rank in ranks]
 
 
+def test_one_legend_is_true_for_files_of_two_block_sizes(opened, both):
+    folder, rows, _ = both
+    write(folder / "larger", rows, replace(read_meta(folder / "teacher"), block_size=2 * BLOCK))
+    write_view(folder / "teacher", folder / "sizes.html", against=folder / "larger")
+    page = opened("sizes")
+    swatches = page.locator("#legend .scale .swatch").evaluate_all(PAINTED)
+    assert len(set(swatches)) == 2 * BLOCK
+    for pane in (1, 2):
+        ranks = page.locator(CELLS.format(pane)).evaluate_all("all => all.map((each) => Number(each.dataset.rank))")
+        assert page.locator(CELLS.format(pane)).evaluate_all(PAINTED) == [swatches[rank - 1] for rank in ranks]
+
+
 PAINTED = "elements => elements.map((element) => getComputedStyle(element).backgroundColor)"
 
 
@@ -211,6 +223,7 @@ def test_colour_changes_by_key_and_button(opened):
 def test_two_files_side_by_side(opened, both):
     page, (_, rows, others) = opened("two"), both
     assert page.locator("#title").inner_text() == "teacher against student"
+    assert page.title() == "teacher against student – T3D trajectories"
     assert page.locator("#extent").inner_text() == "all 24 rows"
     for number in range(3):
         pair = agreement(rows[number], others[number], BLOCK, BLOCK)
@@ -302,6 +315,18 @@ def test_all_text_can_be_read(opened, scheme):
 def test_a_narrow_window_does_not_scroll_sideways(opened):
     page = opened("two", viewport={"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [360, 1000, 1280])
+def test_a_wide_table_scrolls_in_its_own_box(opened, both, tmp_path, width):
+    folder, rows, _ = both
+    write(tmp_path / "wide", rows[:2], replace(read_meta(folder / "teacher"), block_size=128))
+    write_view(tmp_path / "wide", folder / "wide.html")
+    page = opened("wide", viewport={"width": width, "height": 700})
+    scrolls = "each => each.scrollWidth > each.clientWidth"
+    assert page.locator(".wide").evaluate(scrolls)
+    assert not page.locator(".findings").evaluate(scrolls)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("motion, moves", [("reduce", False), ("no-preference", True)])

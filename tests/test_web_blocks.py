@@ -90,6 +90,78 @@ def test_blanks_are_seen_and_markup_is_text(page):
     assert tops[0] == tops[1] < tops[2] == tops[3]  # a newline breaks the line
 
 
+def focused(page):
+    """The number of the cell that has the focus, and how many the Tab key reaches."""
+    reached = page.locator(".t3d-cell[tabindex='0']").count()
+    return page.evaluate("Number(document.activeElement.dataset.index)"), reached
+
+
+def test_the_focus_stays_in_its_place_when_cells_are_replaced(page):
+    page.evaluate("blocks.expect(4)")
+    page.locator(".t3d-cell").nth(2).focus()
+    page.evaluate("tokens => blocks.append(tokens)", TOKENS)
+    assert focused(page) == (2, 1)
+    page.keyboard.press("ArrowRight")
+    assert focused(page) == (3, 1)
+    page.evaluate("blocks.expect(4)")
+    page.keyboard.press("End")
+    assert focused(page) == (7, 1)
+    page.evaluate("blocks.expect(0)")
+    assert focused(page) == (3, 1)  # none came there: the last
+    page.evaluate("document.activeElement.blur(); blocks.expect(1); blocks.expect(0)")
+    assert page.evaluate("document.activeElement === document.body")
+    assert page.locator(".t3d-cell[tabindex='0']").get_attribute("data-index") == "3"
+
+
+def test_the_tip_says_what_the_step_shows(page):
+    tip = page.locator(".t3d-tip")
+    page.evaluate("blocks.expect(1)")
+    page.locator(".t3d-cell").hover()
+    assert tip.inner_text() == "masked"
+    page.evaluate("tokens => blocks.append(tokens)", TOKENS)
+    assert tip.inner_text().startswith('" a"\nstep 2')
+    page.evaluate("blocks.showStep(1)")
+    assert tip.inner_text() == "masked"
+    page.evaluate("blocks.showStep(2)")
+    assert tip.inner_text().startswith('" a"\nstep 2')
+
+
+def test_blocks_of_two_sizes_share_one_scale(page):
+    shown, swatches = page.evaluate(
+        """tokens => {
+          const [small, legend] = [T3D.element("div"), T3D.element("div")];
+          T3D.legend(legend, { color: "step", numRanks: 8 });
+          const blocks = new T3D.Blocks(small, { blockSize: 4, offset: 7, numRanks: 8 });
+          blocks.append(tokens);
+          const ground = (each) => each.style.background;
+          return [blocks.cells.map(ground), [...legend.querySelectorAll(".scale .swatch")].map(ground)];
+        }""",
+        TOKENS[:3],
+    )
+    assert len(swatches) == 8
+    assert shown == [swatches[rank - 1] for rank in (1, 1, 2)]
+
+
+def test_colours_of_ones_own_leave_masks_and_ranks(chromium, tmp_path):  # noqa: F811
+    (tmp_path / "page.html").write_text(make_page("viewer", files=[]), encoding="utf-8")
+    with watched(chromium, forced_colors="active") as seen:
+        seen.page.goto((tmp_path / "page.html").as_uri())
+        painted = seen.page.evaluate(
+            """tokens => {
+              const root = T3D.element("div");
+              const blocks = new T3D.Blocks(root, { blockSize: 4, offset: 7 });
+              document.querySelector("#panes").append(root);
+              blocks.append(tokens);
+              const grounds = blocks.cells.map((cell) => getComputedStyle(cell).backgroundColor);
+              blocks.showStep(0);
+              return [grounds, blocks.cells.map((cell) => getComputedStyle(cell).color)];
+            }""",
+            TOKENS[:3],
+        )
+        assert painted[0][0] == painted[0][1] != painted[0][2]
+        assert painted[1] == ["rgba(0, 0, 0, 0)"] * 3
+
+
 def test_tokens_named_as_what_every_object_has_are_text(page):
     texts = ["constructor", "toString", "__proto__", " valueOf"]
     page.evaluate("texts => blocks.append(texts.map((text) => ({ text, step: 1, confidence: 1, id: 1 })))", texts)
@@ -97,15 +169,11 @@ def test_tokens_named_as_what_every_object_has_are_text(page):
 
 
 def test_hover_and_focus_are_told(page):
-    page.evaluate(
-        "tokens => { blocks.append(tokens); blocks.onToken = (index, token) => (window.told = [index, token.id]); }",
-        TOKENS,
-    )
+    page.evaluate("tokens => blocks.append(tokens)", TOKENS)
     page.locator(".t3d-cell").nth(2).hover()
-    assert page.evaluate("told") == [2, 13]
-    assert "confidence unknown" in page.locator(".t3d-tip").inner_text()
+    assert page.locator(".t3d-tip").inner_text().splitlines()[-2:] == ["confidence unknown", "id 13"]
     page.locator(".t3d-cell").nth(0).focus()
-    assert page.evaluate("told") == [0, 11]
+    assert page.locator(".t3d-tip").inner_text().splitlines()[-1] == "id 11"
 
 
 def pairs(page, calls):

@@ -65,11 +65,12 @@ def main() -> None:
     parser.add_argument("--model", default="story-mini")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--waves", type=int, default=3, help="how often all are sent at once")
+    parser.add_argument("--longest", type=int, default=max(LENGTHS), help="answer that is asked for, in tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("options", nargs="*", help="of t3d serve, after --")
     arguments = parser.parse_args()
-    bodies = make_requests(arguments.model, arguments.requests, arguments.seed)
+    bodies = make_requests(arguments.model, arguments.requests, arguments.seed, arguments.longest)
     with Served("--model", arguments.model, "--max-waiting", str(2 * len(bodies)), *arguments.options) as server:
         result = asyncio.run(measure(server, bodies, arguments.waves))
     result |= {

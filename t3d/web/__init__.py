@@ -1,7 +1,8 @@
 """Pages for a browser, each one self-contained file that loads nothing from anywhere.
 
-A page `name` is `name.html` (what its body holds), `base.css` and `name.css`, and as scripts `blocks.js`, the page's
-parts `name.*.js` in order of their names, and `name.js`, to which `T3D.data()` gives what `page` was called with.
+A page `name` is `name.html` (what its body holds), `base.css` and `name.css`, and as scripts `colors.js`, `blocks.js`,
+the page's parts `name.*.js` in order of their names, and `name.js`, to which `T3D.data()` gives what `page` was called
+with.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def page(name: str, **data: Any) -> str:
     """
     about = PAGES[name]
     style = "\n".join(map(_read, ("base.css", f"{name}.css")))
-    scripts = [_read(file) for file in ("blocks.js", *_parts(name), f"{name}.js")]
+    scripts = [_read(file) for file in ("colors.js", "blocks.js", *_parts(name), f"{name}.js")]
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -1,24 +1,12 @@
 /* A response as cells, block by block, coloured by when or how surely each token was revealed.
  *
- * A plain script; it defines one global, `T3D`. Pages build on `T3D.Blocks`, `T3D.legend` and the two colour scales.
+ * Adds `Blocks`, `legend`, and what all pages need, to the global `T3D`.
  * A "rank" is the place of a token's step among the steps of its block: 1 for the block's first forward, 2 for the next.
  */
 "use strict";
 
-const T3D = (() => {
-  /* Anchors of the scales, evenly spaced. Lightness falls (or rises) evenly, so that order shows without hue too. */
-  const STEP = {
-    day: ["#fbeeb0", "#a9d9b4", "#4fb0b8", "#2c7bb0", "#33368a"],
-    night: ["#e2cf7c", "#86bd92", "#3f949c", "#2f6c9e", "#3d4091"],
-  };
-  const CONFIDENCE = {
-    day: ["#8c2d04", "#cf5312", "#f3954a", "#f8cfa5", "#f4f1ea"],
-    night: ["#ffb37a", "#d98243", "#9c5b30", "#5f422f", "#2b2d32"],
-  };
-  const SHARE = {
-    day: ["#f7f8fa", "#d3e0f0", "#9dbddf", "#5a8fc4", "#20568f"],
-    night: ["#20242c", "#26374d", "#2f5580", "#4a80b8", "#8fbdea"],
-  };
+{
+  const { stepColor, confidenceColor } = T3D;
   const BLANKS = { " ": "·", "\n": "⏎\n", "\t": "⇥", "\r": "␍", "\u00a0": "⍽" };
   const MOST_SWATCHES = 8;
 
@@ -38,47 +26,6 @@ const T3D = (() => {
     return made;
   }
 
-  const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-
-  /* the colour at `share` (0 .. 1) of a scale, as three channels */
-  function blend(anchors, share) {
-    const place = Math.min(Math.max(share, 0), 1) * (anchors.length - 1);
-    const low = Math.min(Math.floor(place), anchors.length - 2);
-    const [first, second] = [channels(anchors[low]), channels(anchors[low + 1])];
-    return first.map((value, at) => Math.round(value + (second[at] - value) * (place - low)));
-  }
-
-  /* relative luminance as WCAG 2 defines it */
-  function luminance(rgb) {
-    const linear = rgb.map((value) => (value <= 10 ? value / 3294.6 : ((value / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-  }
-
-  /* Black or white, whichever stands out more: one of them always has a contrast of at least 4.58. */
-  const textOn = (rgb) => (luminance(rgb) > 0.1791 ? "#000" : "#fff");
-
-  /* [background, text] of a place on a scale, each right for light and dark pages alike */
-  function pair(scale, share) {
-    const [day, night] = [blend(scale.day, share), blend(scale.night, share)];
-    const css = (rgb) => `rgb(${rgb.join(" ")})`;
-    return [`light-dark(${css(day)}, ${css(night)})`, `light-dark(${textOn(day)}, ${textOn(night)})`];
-  }
-
-  /* rank 1 .. blockSize: pale when early, dark when late */
-  function stepColor(rank, blockSize) {
-    return pair(STEP, blockSize > 1 ? (rank - 1) / (blockSize - 1) : 0);
-  }
-
-  /* 0 .. 1: what is sure recedes, what is unsure stands out */
-  function confidenceColor(confidence) {
-    return pair(CONFIDENCE, confidence ?? 0);
-  }
-
-  /* 0 .. 1, for tables: from the page's own colour to a strong one */
-  function shareColor(share) {
-    return pair(SHARE, share);
-  }
-
   /* A token's text with blanks and control characters made visible, as nodes. */
   function visibleText(text) {
     if (text === "") return [element("span", { className: "blank" }, "∅")];
@@ -93,13 +40,13 @@ const T3D = (() => {
   /* The response of one request; see the top of this file.
    *
    * root: an element of its own. options: blockSize; offset, the prompt's tokens, so that token j is in block
-   * floor((offset + j) / blockSize); color, "step" or "confidence"; label, what the response is called.
-   * A token is {text, step, confidence, id}.
+   * floor((offset + j) / blockSize); color, "step" or "confidence"; numRanks, where the scale of steps ends, the same for
+   * all that share a legend; label, what the response is called. A token is {text, step, confidence, id}.
    */
   class Blocks {
-    constructor(root, { blockSize, offset = 0, color = "step", label = "Response tokens" }) {
-      Object.assign(this, { root, blockSize, offset, color, tokens: [], ranks: [], cells: [], expected: [], step: null });
-      this.onToken = () => {};
+    constructor(root, { blockSize, offset = 0, color = "step", numRanks = blockSize, label = "Response tokens" }) {
+      Object.assign(this, { root, blockSize, offset, color, numRanks });
+      this._forget();
       this.tip = element("div", { className: "t3d-tip", hidden: true, "aria-hidden": "true" });
       root.classList.add("t3d-blocks");
       root.setAttribute("role", "listbox");
@@ -115,14 +62,28 @@ const T3D = (() => {
 
     /* Forget the response. */
     clear() {
-      Object.assign(this, { tokens: [], ranks: [], cells: [], expected: [], step: null });
+      this._forget();
       this.tip.hidden = true;
       this.root.replaceChildren(this.tip);
     }
 
+    /* stop: the index of the one cell that the Tab key reaches; told: of the one that the tip is about */
+    _forget() {
+      Object.assign(this, { tokens: [], ranks: [], cells: [], expected: [], step: null, stop: 0, told: 0 });
+    }
+
     /* Add tokens; they take the place of what was expected. */
     append(tokens) {
-      this.expect(0);
+      this._keepStop(() => this._append(tokens));
+    }
+
+    /* Show so many masked cells at the end, in place of those expected before. */
+    expect(count) {
+      this._keepStop(() => this._expect(count));
+    }
+
+    _append(tokens) {
+      this._expect(0);
       const first = this.tokens.length;
       for (const token of tokens) {
         const cell = this._cell(this.tokens.length);
@@ -139,8 +100,7 @@ const T3D = (() => {
       }
     }
 
-    /* Show so many masked cells at the end, in place of those expected before. */
-    expect(count) {
+    _expect(count) {
       for (const cell of this.expected) cell.remove();
       this.expected = Array.from({ length: count }, (_, at) => {
         const cell = this._cell(this.tokens.length + at);
@@ -149,6 +109,24 @@ const T3D = (() => {
         return cell;
       });
       this.root.append(...this.expected);
+    }
+
+    /* Change the cells; the stop, the focus if it is there, and the tip go to what is in their place then. */
+    _keepStop(change) {
+      const hadFocus = this.root.contains(document.activeElement);
+      change();
+      const all = [...this.cells, ...this.expected];
+      if (!all[this.told]) this.tip.hidden = true;
+      const cell = all[Math.min(this.stop, all.length - 1)];
+      if (!cell) return;
+      this._stopAt(cell);
+      if (hadFocus && document.activeElement !== cell) cell.focus({ preventScroll: true });
+    }
+
+    _stopAt(cell) {
+      for (const each of this.root.querySelectorAll('.t3d-cell[tabindex="0"]')) each.tabIndex = -1;
+      cell.tabIndex = 0;
+      this.stop = Number(cell.dataset.index);
     }
 
     /* What was known after `step` of the request; null: everything. */
@@ -195,7 +173,7 @@ const T3D = (() => {
     }
 
     _cell(index) {
-      const cell = element("span", { className: "t3d-cell", role: "option", tabIndex: index === 0 ? 0 : -1 });
+      const cell = element("span", { className: "t3d-cell", role: "option", tabIndex: -1 });
       cell.classList.toggle("block-end", this._block(index + 1) > this._block(index));
       cell.dataset.index = index;
       return cell;
@@ -205,13 +183,14 @@ const T3D = (() => {
     _dress(index) {
       const [token, cell] = [this.tokens[index], this.cells[index]];
       const [phase, rank] = [this._phase(token), this.ranks[index]];
-      const colors = this.color === "step" ? stepColor(rank, this.blockSize) : confidenceColor(token.confidence);
+      const colors = this.color === "step" ? stepColor(rank, this.numRanks) : confidenceColor(token.confidence);
       const masked = phase === "masked";
       [cell.style.background, cell.style.color] = masked ? ["", ""] : colors;
       cell.classList.toggle("masked", masked);
       cell.classList.toggle("fresh", phase === "fresh");
       cell.dataset.rank = rank;
       cell.setAttribute("aria-label", this.describe(index).replaceAll("\n", ", "));
+      if (index === this.told && !this.tip.hidden) this._tell(cell);
     }
 
     /* What is known of a token at this step, a line each. */
@@ -230,7 +209,10 @@ const T3D = (() => {
     _listen() {
       const cellOf = (event) => event.target.closest?.(".t3d-cell");
       this.root.addEventListener("pointerover", (event) => this._enter(cellOf(event)));
-      this.root.addEventListener("focusin", (event) => this._enter(cellOf(event)));
+      this.root.addEventListener("focusin", (event) => {
+        this._stopAt(cellOf(event));
+        this._enter(cellOf(event));
+      });
       this.root.addEventListener("pointerleave", () => (this.tip.hidden = true));
       this.root.addEventListener("focusout", () => (this.tip.hidden = true));
       this.root.addEventListener("keydown", (event) => this._key(event, cellOf(event)));
@@ -239,12 +221,16 @@ const T3D = (() => {
     _enter(cell) {
       this.tip.hidden = !cell;
       if (!cell) return;
-      const index = Number(cell.dataset.index);
-      this.tip.textContent = this.describe(index);
+      this.told = Number(cell.dataset.index);
+      this._tell(cell);
+    }
+
+    /* What is known of a cell, into the tip below it. */
+    _tell(cell) {
+      this.tip.textContent = this.describe(this.told);
       const room = this.root.clientWidth - this.tip.offsetWidth;
       this.tip.style.left = `${Math.max(0, Math.min(cell.offsetLeft, room))}px`;
       this.tip.style.top = `${cell.offsetTop + cell.offsetHeight + 5}px`;
-      if (this.tokens[index]) this.onToken(index, this.tokens[index], cell);
     }
 
     /* Arrows, Home and End move among the cells, which are one stop of the Tab key. */
@@ -255,8 +241,6 @@ const T3D = (() => {
       if (!target) return;
       event.preventDefault();
       event.stopPropagation(); // the page may use arrows too
-      for (const each of this.root.querySelectorAll('.t3d-cell[tabindex="0"]')) each.tabIndex = -1;
-      target.tabIndex = 0;
       target.focus();
     }
 
@@ -274,17 +258,17 @@ const T3D = (() => {
   }
 
   /* What the colours mean, into `root`. */
-  function legend(root, { color, blockSize }) {
+  function legend(root, { color, numRanks }) {
     const swatch = ([background, text], label) => {
       const made = element("span", { className: "swatch" }, label);
       Object.assign(made.style, { background, color: text });
       return made;
     };
-    const count = Math.min(blockSize, MOST_SWATCHES);
-    const ranks = Array.from({ length: count }, (_, at) => 1 + Math.round((at * (blockSize - 1)) / Math.max(count - 1, 1)));
+    const count = Math.min(numRanks, MOST_SWATCHES);
+    const ranks = Array.from({ length: count }, (_, at) => 1 + Math.round((at * (numRanks - 1)) / Math.max(count - 1, 1)));
     const byStep = color === "step";
     const swatches = byStep
-      ? ranks.map((rank) => swatch(stepColor(rank, blockSize), String(rank)))
+      ? ranks.map((rank) => swatch(stepColor(rank, numRanks), String(rank)))
       : [0, 0.25, 0.5, 0.75, 1].map((share) => swatch(confidenceColor(share), share.toFixed(2)));
     root.classList.add("t3d-legend");
     root.replaceChildren(
@@ -296,5 +280,5 @@ const T3D = (() => {
     );
   }
 
-  return { Blocks, legend, stepColor, confidenceColor, shareColor, visibleText, element, data };
-})();
+  Object.assign(T3D, { Blocks, legend, visibleText, element, data });
+}

@@ -9,10 +9,12 @@
   const panes = [];
   const choices = { api: "chat", color: "step" };
   let numRuns = 0;
+  let key = storedKey();
+  let typed = ""; // the prompt that an example took the place of
 
   const page = {
     models: [],
-    key: () => sessionStorage.getItem(KEY),
+    key: () => key,
     question: () => [prompt.value, choices.api],
     look: () => ({ color: choices.color, pace: Number(pace.value) || pace.value }),
     changed: () => {
@@ -44,9 +46,23 @@
     find("key").focus();
   }
 
+  /* null: none, or a browser that keeps nothing for pages, as where cookies are blocked; then this page keeps it */
+  function storedKey() {
+    try {
+      return sessionStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  }
+
   function takeKey(event) {
     event.preventDefault();
-    sessionStorage.setItem(KEY, find("key").value);
+    key = find("key").value;
+    try {
+      sessionStorage.setItem(KEY, key);
+    } catch {
+      // see storedKey
+    }
     find("key").value = "";
     find("key-form").hidden = true;
     tell("");
@@ -130,19 +146,28 @@
     const model = panes[0].settings.model.id;
     const texts = T3D.examples.of(model);
     example.replaceChildren(new Option("Examples …", ""), ...texts.map((text) => new Option(text)));
+    ownPrompt();
   }
 
+  /* Take the chosen example; without one, what stood there before, so that arrow keys may pass through all of them. */
   function takeExample() {
     const text = example.value;
-    if (text) prompt.value = choices.api === "raw" ? T3D.examples.raw(text, panes[0].settings.model.id) : text;
-    example.value = "";
+    if (!text) prompt.value = typed;
+    else prompt.value = choices.api === "raw" ? T3D.examples.raw(text, panes[0].settings.model.id) : text;
     keepLink();
+  }
+
+  /* What stands there is a person's own from here on. */
+  function ownPrompt() {
+    typed = prompt.value;
+    example.value = "";
   }
 
   /* Press one button of a group: `name` is the group's id and the choice's name. */
   function choose(name, value) {
     choices[name] = value;
     for (const button of find(name).children) button.setAttribute("aria-pressed", button.value === value);
+    if (name === "api") ownPrompt();
     if (name === "color") for (const pane of panes) pane.setColor(value);
   }
 
@@ -152,14 +177,22 @@
 
   /* --- the link --- */
 
-  /* Put all settings into the address; the key is none of them. Until there are panes, theirs are known from it only. */
-  function keepLink() {
-    if (!panes.length) return;
+  /* The address with all settings; the key is none of them. Until there are panes, theirs are known from it only. */
+  function link() {
+    if (!panes.length) return location.href;
     const settings = new URLSearchParams({ ...choices, pace: pace.value, prompt: prompt.value });
     for (const { name, settings: own } of panes) {
       for (const [field, value] of Object.entries(own.values)) settings.set(`${name}.${field}`, value);
     }
-    history.replaceState(null, "", `#${settings}`);
+    return new URL(`#${settings}`, location.href).href;
+  }
+
+  function keepLink() {
+    try {
+      history.replaceState(null, "", link());
+    } catch {
+      // browsers refuse an address that is too long, or too many a second; the old one stays
+    }
   }
 
   /* Take the prompt and the view from the address; what it does not name stays. */
@@ -170,6 +203,7 @@
     }
     if ([...pace.options].some(({ value }) => value === given.get("pace"))) pace.value = given.get("pace");
     prompt.value = given.get("prompt") ?? prompt.value;
+    ownPrompt();
   }
 
   /* Take the panes from it. */
@@ -223,6 +257,7 @@
   }
 
   function onKey(event) {
+    if (event.isComposing || find("copy-dialog").open) return; // the key is theirs
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       run();
@@ -239,9 +274,10 @@
   find("stop").addEventListener("click", stop);
   find("link").addEventListener("click", () => {
     keepLink();
-    copy(location.href, "link", find("link"));
+    copy(link(), "link", find("link"));
   });
   example.addEventListener("change", takeExample);
+  prompt.addEventListener("input", ownPrompt);
   prompt.addEventListener("change", keepLink);
   pace.addEventListener("change", () => {
     setPace();

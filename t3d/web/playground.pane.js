@@ -179,8 +179,8 @@
     }
 
     _tellLegend() {
-      const blockSize = this.view?.blockSize ?? this.settings.model.t3d.block_size;
-      T3D.legend(this._find(".legend"), { color: this.page.look().color, blockSize });
+      const numRanks = this.view?.numRanks ?? this.settings.model.t3d.block_size;
+      T3D.legend(this._find(".legend"), { color: this.page.look().color, numRanks });
     }
 
     _listen() {

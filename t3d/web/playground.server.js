@@ -2,6 +2,8 @@
 "use strict";
 {
   const GONE = "the connection to the server ended before the answer was complete";
+  const EVENTS = "text/event-stream";
+  const EXCERPT = 80; // characters shown of what should not have come
 
   /** What went wrong, in the server's words; `status` is the HTTP status, 0 where there was none. */
   class ServerError extends Error {
@@ -34,31 +36,50 @@
   }
 
   async function refusal(response) {
-    let message = response.statusText || "no reason given";
-    try {
-      message = (await response.json()).error.message;
-    } catch {
-      // an answer of something between us and the server; its status must do
-    }
+    const status = `status ${response.status} ${response.statusText}`.trimEnd();
+    const message = reason(await json(response)) ?? `the server refused with ${status} and gave no reason`;
     const wait = response.headers.get("Retry-After");
     return new ServerError(wait ? `${message} (try again in ${wait} s)` : message, response.status);
   }
 
+  /** The body of an answer, which something between us and the server may have sent; null: it is not JSON. */
+  async function json(response) {
+    return response.json().catch(() => null);
+  }
+
+  /** The words of an error in JSON, ours or a proxy's; undefined: there are none. */
+  function reason(body) {
+    const words = body?.error?.message ?? body?.error;
+    return typeof words === "string" && words ? words : undefined;
+  }
+
   /** The served models, as `/v1/models` lists them. */
   async function models(key) {
-    return (await (await ask("v1/models", { key })).json()).data;
+    const body = await json(await ask("v1/models", { key }));
+    if (!body?.data?.length) throw new ServerError(`${address("v1/models")} lists no models: is it a server of t3d?`);
+    return body.data;
   }
 
   /** The events of a streamed answer; throws unless the server says that it was all. */
   async function* stream(path, body, key, signal) {
     const response = await ask(path, { body, key, signal });
+    const kind = response.headers.get("Content-Type") ?? "nothing known";
+    if (!kind.startsWith(EVENTS)) throw new ServerError(`the answer is no stream of events but ${kind}`, response.status);
     for await (const data of messages(response.body)) {
       if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new ServerError(event.error.message);
+      const event = parsed(data);
+      if (event.error) throw new ServerError(reason(event) ?? "the server failed and gave no reason");
       yield event;
     }
     throw new ServerError(GONE);
+  }
+
+  function parsed(data) {
+    try {
+      return JSON.parse(data);
+    } catch {
+      throw new ServerError(`the server sent an event that is not JSON: ${data.slice(0, EXCERPT)}`);
+    }
   }
 
   /** The data of each server-sent message; whoever stops listening closes the connection. */

@@ -5,11 +5,16 @@
 
   function curl(request) {
     return [
-      `curl ${T3D.address(request.path)} \\`,
+      `curl ${quoted(T3D.address(request.path))} \\`,
       "  -H 'Content-Type: application/json' \\",
       ...(request.hasKey ? ['  -H "Authorization: Bearer $T3D_API_KEY" \\'] : []),
-      `  -d '${JSON.stringify(request.body).replaceAll("'", "'\\''")}'`,
+      `  -d ${quoted(JSON.stringify(request.body))}`,
     ].join("\n");
+  }
+
+  /** A text as one word of a shell. */
+  function quoted(text) {
+    return `'${text.replaceAll("'", "'\\''")}'`;
   }
 
   function python(request) {

@@ -43,16 +43,19 @@ T3D.figures = (() => {
     return element("tr", {}, element("th", { scope: "row" }, String(at + 1)), ...cells, element("td", { className: "gap" }), sure);
   }
 
-  /* Position in block by forward of the block, as a table that is a heat map. */
+  /* Position in block by forward of the block, as a table that is a heat map, in a box that scrolls if it is wide. */
   function orderTable(order, size, name) {
     const counts = Array.from({ length: size }, () => Array(size).fill(0));
     for (const [position, rank, count] of order.counts) counts[position][rank] = count;
     const totals = counts.map((byRank) => byRank.reduce((sum, count) => sum + count, 0));
-    const most = Math.max(...counts.flatMap((byRank, place) => byRank.map((count) => count / (totals[place] || 1))));
-    const numRanks = 1 + Math.max(...counts.map((byRank) => byRank.findLastIndex(Boolean)));
+    let [most, numRanks] = [0, 0];
+    for (const [position, rank, count] of order.counts) {
+      most = Math.max(most, count / totals[position]);
+      numRanks = Math.max(numRanks, rank + 1);
+    }
     const numbered = size <= MOST_NUMBERED;
     const positions = counts.map((_, at) => element("th", { scope: "col" }, numbered ? String(at + 1) : ""));
-    return element(
+    const table = element(
       "table",
       { className: numbered ? "order" : "order many" },
       element("caption", { className: "visually-hidden" }, `Reveal order of ${name}: forward of the block by position in it`),
@@ -64,6 +67,7 @@ T3D.figures = (() => {
       ),
       element("tbody", {}, ...Array.from({ length: numRanks }, (_, at) => rankLine(counts, totals, most, order.confidence[at], at))),
     );
+    return element("div", { className: "wide" }, table);
   }
 
   function agreementTable(data) {

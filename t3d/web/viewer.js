@@ -4,6 +4,7 @@
 (() => {
   const data = T3D.data();
   const find = (id) => document.getElementById(id);
+  const numRanks = Math.max(...data.files.map((file) => file.block_size)); // one legend for both files
   const state = { color: "step", scope: "all", index: -1, panes: [] };
 
   /* The tokens of a row as `T3D.Blocks` takes them. */
@@ -25,6 +26,7 @@
       blockSize: file.block_size,
       offset: row.offset,
       color: state.color,
+      numRanks,
       label: `Response tokens of ${file.name}`,
     });
     blocks.append(tokensOf(file, row));
@@ -75,7 +77,7 @@
   function setColor(color) {
     state.color = color;
     for (const { blocks } of state.panes) blocks.setColor(color);
-    T3D.legend(find("legend"), { color, blockSize: Math.max(...data.files.map((file) => file.block_size)) });
+    T3D.legend(find("legend"), { color, numRanks });
     press("color", color);
   }
 
@@ -90,6 +92,7 @@
     const [file, other] = data.files;
     const against = other ? [T3D.element("span", { className: "against" }, " against "), other.name] : [];
     find("title").replaceChildren(file.name, ...against);
+    document.title = `${find("title").textContent} – ${document.title}`;
     const shown = file.rows.length;
     const why = other ? "that both files have" : "of the file (--limit takes more)";
     const extent = shown === file.num_rows ? `all ${shown} rows` : `${shown} of ${file.num_rows} rows, the first ${why}`;
