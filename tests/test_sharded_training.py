@@ -9,21 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import (
-    TOKENIZER,
     cut_short,
     inputs,  # noqa: F401
-    meta,
     metrics_of,
     recipe_of,
     refusal_of,
     train_together,
-    trajectory,
+    write_story_inputs,
 )
 
 from t3d import trajectories
 from t3d.config import make_recipe
 from t3d.errors import RequestError
-from t3d.models import load_model, random_model, save_model
+from t3d.models import load_model
 from t3d.training import Trainer, train
 from t3d.training.run.checkpoint import SHARDS
 
@@ -52,12 +50,7 @@ ROUGH = {"bf16": 2e-2, "bf16_pure": 5e-2}
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """As `inputs`, with a model that has room for the story's prompts, its head not tied to its embedding."""
-    folder = tmp_path_factory.mktemp("story")
-    shapes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 4, "block_size": 4}
-    shapes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    save_model(random_model({**shapes, "initializer_range": 0.3}, TOKENIZER, seed=0), folder / "model", TOKENIZER)
-    trajectories.write(folder / "trajectories", [trajectory(index) for index in range(10)], meta())
-    return folder
+    return write_story_inputs(tmp_path_factory.mktemp("story"))
 
 
 def twin_recipe(name, inputs, story, out):

@@ -25,19 +25,17 @@ from training_runs import (
     Killed,
     assert_same_state,
     inputs,  # noqa: F401
-    meta,
     metrics_of,
     recipe_of,
     refusal_of,
     start_processes,
-    trajectory,
+    write_story_inputs,
 )
 
-from t3d import trajectories
 from t3d.cli import run as run_command
 from t3d.config import load_recipe
 from t3d.errors import RequestError, WorkError
-from t3d.models import load_model, model_fingerprint, random_model, save_model
+from t3d.models import load_model, model_fingerprint
 from t3d.training import Trainer, train
 from t3d.training.learner import Learner, LearnerState
 from t3d.training.run.checkpoint import Checkpoints, on_host
@@ -310,12 +308,7 @@ def test_finite_guard_and_weights():
 @pytest.fixture(scope="module")
 def evaluated_inputs(tmp_path_factory):
     """As `inputs`, with a model that has room for the story's prompts."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    shapes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 4, "block_size": 4}
-    shapes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    save_model(random_model({**shapes, "initializer_range": 0.3}, TOKENIZER, seed=0), folder / "model", TOKENIZER)
-    trajectories.write(folder / "trajectories", [trajectory(index) for index in range(10)], meta())
-    return folder
+    return write_story_inputs(tmp_path_factory.mktemp("evaluated"))
 
 
 EVALUATION = {"every_steps": 3, "limit": 4, "tokens_per_step": [1, 4], "max_new_tokens": 8}

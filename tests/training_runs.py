@@ -15,7 +15,7 @@ from tiny import random_row, tiny_model
 
 from t3d import trajectories
 from t3d.config import make_recipe
-from t3d.models import load_tokenizer, save_model, tokenizer_fingerprint
+from t3d.models import load_tokenizer, random_model, save_model, tokenizer_fingerprint
 from t3d.training.learner import Learner
 from t3d.trajectories import TrajectoryMeta
 from t3d.types import Trajectory
@@ -79,6 +79,15 @@ def inputs(tmp_path_factory):
     )
     save_model(model, folder / "model", TOKENIZER)
     trajectories.write(folder / "trajectories", [trajectory(index) for index in range(NUM_ROWS)], meta())
+    return folder
+
+
+def write_story_inputs(folder):
+    """As `inputs`, with a model that has room for the story's prompts; its head is not tied to its embedding."""
+    shapes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 4, "block_size": 4}
+    shapes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    save_model(random_model({**shapes, "initializer_range": 0.3}, TOKENIZER, seed=0), folder / "model", TOKENIZER)
+    trajectories.write(folder / "trajectories", [trajectory(index) for index in range(10)], meta())
     return folder
 
 

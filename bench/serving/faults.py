@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import json
-import os
-import platform
 import socket
 import sys
 import time
@@ -23,9 +20,7 @@ from typing import Any
 
 import httpx
 from malformed import COMPLETIONS, good, malformed
-from served import Served
-
-from t3d.versions import versions
+from served import Served, report
 
 READ_TIMEOUT = 3
 """Seconds that the server gives a slow client; its own default is longer."""
@@ -47,16 +42,7 @@ def main() -> None:
         }
     with Served(*options) as server:
         result["sigterm"] = asyncio.run(terminate_under_load(server, arguments.model, requests=64))
-    result |= {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": versions(),
-        "command": " ".join(["python", "bench/serving/faults.py", *sys.argv[1:]]),
-    }
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    report("faults.py", result, arguments.out)
     failures = [each for part in ("malformed", "slow", "leaving", "sigterm") for each in result[part]["failures"]]
     sys.exit(bool(failures))
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
-import os
-import platform
 import random
 import sys
 import time
@@ -24,10 +21,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from served import Served
+from served import Served, report
 
 from t3d.tasks import get_task
-from t3d.versions import versions
 
 TIMEOUT = httpx.Timeout(1800.0)
 SHORT, LONG = 1, 6
@@ -73,16 +69,7 @@ def main() -> None:
     bodies = make_requests(arguments.model, arguments.requests, arguments.seed, arguments.longest)
     with Served("--model", arguments.model, "--max-waiting", str(2 * len(bodies)), *arguments.options) as server:
         result = asyncio.run(measure(server, bodies, arguments.waves))
-    result |= {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": versions(),
-        "command": " ".join(["python", "bench/serving/load.py", *sys.argv[1:]]),
-    }
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    report("load.py", result, arguments.out)
     sys.exit(any(wave["lost"] or wave["different"] for wave in result["waves"]))
 
 

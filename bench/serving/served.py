@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -10,10 +13,14 @@ import sys
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+from t3d.versions import versions
 
 ADDRESS = re.compile(r"http://[^\s/]+:\d+")
 START_SECONDS = 120.0
@@ -121,3 +128,21 @@ class Served:
                 self.url = found.group()
                 self._is_ready.set()
         self._is_ready.set()
+
+
+def report(script: str, figures: dict[str, Any], out: Path | None) -> None:
+    """Print a script's figures with date, device, versions and command; write them to a file if one is asked for."""
+    text = json.dumps(
+        {
+            **figures,
+            "date": datetime.date.today().isoformat(),
+            "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+            "versions": versions(),
+            "command": " ".join(["python", f"bench/serving/{script}", *sys.argv[1:]]),
+        },
+        indent=1,
+    )
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    print(text)
