@@ -231,18 +231,19 @@ def test_a_request_that_fails_leaves_the_others_alone(model):
 
 def test_the_weights_stay_the_models_own(model):
     """Training in place changes what the engine decodes with; moving the model makes a new core."""
+    asked = prompt(90)  # whole pages of it are remembered, as long as the weights are the same
     own = tiny_model(seed=4).to(DEVICE)
     engine = Engine(own, backend="continuous")
-    before = engine.generate([prompt(9)], Decoding(max_new_tokens=20))
+    before = engine.generate([asked], Decoding(max_new_tokens=20))
     core = engine.backend._core
     fresh = tiny_model(seed=5).to(DEVICE)
     own.load_state_dict(fresh.state_dict())
-    after = engine.generate([prompt(9)], Decoding(max_new_tokens=20))
-    assert_same(after, Engine(fresh, backend="plain").generate([prompt(9)], Decoding(max_new_tokens=20)))
+    after = engine.generate([asked], Decoding(max_new_tokens=20))
+    assert_same(after, Engine(fresh, backend="plain").generate([asked], Decoding(max_new_tokens=20)))
     assert before[0].token_ids != after[0].token_ids
     assert engine.backend._core is core
     own.double()
-    engine.generate([prompt(9)], Decoding(max_new_tokens=20))
+    engine.generate([asked], Decoding(max_new_tokens=20))
     assert engine.backend._core is not core
 
 

@@ -27,7 +27,7 @@ def test_every_page_has_the_owners_that_took_it(data):
     keys = [bytes([index]) for index in range(4)]
     held = []
     for _ in range(data.draw(st.integers(1, 40))):
-        action = data.draw(st.sampled_from(["take", "share", "give back"]))
+        action = data.draw(st.sampled_from(["take", "share", "give back", "forget"]))
         if action == "take":
             count = data.draw(st.integers(0, allocator.num_free))
             pages = allocator.take(count)
@@ -40,6 +40,9 @@ def test_every_page_has_the_owners_that_took_it(data):
             pages = allocator.known(keys)
             allocator.share(pages)
             held.append(pages)
+        elif action == "forget":
+            allocator.forget()
+            assert allocator.known(keys) == []
         elif held:
             allocator.give_back(held.pop(data.draw(st.integers(0, len(held) - 1))))
         owned = {page for pages in held for page in pages}

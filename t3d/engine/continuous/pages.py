@@ -101,6 +101,13 @@ class PageAllocator:
                 self._page_of[key] = page
                 self._key_of[page] = key
 
+    def forget(self) -> None:
+        """Let nobody find what was published so far."""
+        self._free.extend(self._idle)
+        self._idle.clear()
+        self._page_of.clear()
+        self._key_of.clear()
+
 
 def prefix_keys(prompt_ids: Sequence[int], prefill_length: int, block_size: int) -> list[bytes]:
     """Keys of the whole pages of a prompt's prefill; one stands for every token up to its page's end.

@@ -43,6 +43,10 @@ class Scheduler:
         """Requests that are not admitted, or preempted."""
         return len(self._waiting)
 
+    def forget_prefixes(self) -> None:
+        """Let no request that comes use what another one's prompt left behind."""
+        self._pages.forget()
+
     @property
     def num_pages_in_use(self) -> int:
         """Pages that some request owns."""
