@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +21,7 @@ from t3d.cli_options import (
     make_folder,
     rule_of,
 )
+from t3d.credentials import typed_command
 from t3d.errors import RequestError
 from t3d.types import Decoding
 
@@ -43,7 +42,7 @@ def _group() -> None:
 
 @app.command()
 def rollout(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, smollm2-135m, story-small or tiny; random weights.")],
+    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, sdar-30b-a3b, smollm2-135m, story-small or tiny.")],
     concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of requests at once.")] = "1,16,64,256",
     steps_per_block: Annotated[str, typer.Option(help="Comma-separated forward passes a block.")] = "1,2,4",
     block_size: Annotated[int, typer.Option(help="Positions decoded together.")] = 4,
@@ -92,14 +91,14 @@ def rollout(
     chosen_dtype = as_dtype(dtype or ("bfloat16" if target.type == "cuda" else None), target)
     assert chosen_dtype is not None
     file = _result_file(out, f"rollout-{shape}{'-queue' if plan.queue else ''}")
-    rows = bench_rollout(plan, target, chosen_dtype, file, shlex.join(["t3d", *sys.argv[1:]]))
+    rows = bench_rollout(plan, target, chosen_dtype, file, typed_command())
     Console().print(rows_table(rows))
     print(file)
 
 
 @app.command()
 def train(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, smollm2-135m, story-small or tiny; random weights.")],
+    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, sdar-30b-a3b, smollm2-135m, story-small or tiny.")],
     lengths: Annotated[str, typer.Option(help="real (100 + 300 tokens on average) or full (512 + 1,024 each).")],
     objective: Annotated[str, typer.Option(help="t3d, ddo, trajectory_ce or sft.")] = "t3d",
     examples: Annotated[int, typer.Option(help="Of an optimizer step.")] = 256,
@@ -156,7 +155,7 @@ def train(
     )
     plan.check()
     file = _result_file(out, plan.name)
-    row = bench_train(plan, file, shlex.join(["t3d", *sys.argv[1:]]))
+    row = bench_train(plan, file, typed_command())
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         Console().print(row_table(row))
         print(file)

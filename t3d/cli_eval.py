@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,15 +28,18 @@ from t3d.cli_options import (
     StyleOption,
     SystemOption,
     TemperatureOption,
+    TensorParallelOption,
     TopKOption,
     TopPOption,
     check_new_folder,
+    engine_held_by,
     integers_of,
     numbers_of,
     prompt_form_of,
     rule_of,
     words_of,
 )
+from t3d.credentials import typed_command
 from t3d.errors import RequestError
 from t3d.types import Decoding
 
@@ -88,11 +91,14 @@ def evaluate(
     batch_size: BatchOption = None,
     backend: BackendOption = None,
     memory_gib: MemoryOption = None,
+    tensor_parallel: TensorParallelOption = 1,
 ) -> None:
     """Measure accuracy against parallelism, with intervals and every forward counted."""
     from t3d import evaluation
     from t3d.tasks import GraderOptions
 
+    if tensor_parallel > 1:
+        _check_processes(tensor_parallel, device)
     chosen = benchmarks_of(words_of(benchmark, "benchmark"), data or [], split)
     numbers = integers_of(tokens_per_step, "tokens-per-step") if tokens_per_step else []
     thresholds = numbers_of(threshold, "threshold") if threshold else []
@@ -117,28 +123,49 @@ def evaluate(
 
     from t3d.engine import Engine
 
-    engine = Engine.from_pretrained(
-        model, dtype=dtype, device=device, max_batch_size=batch_size, backend=backend, memory_gib=memory_gib
+    build = partial(
+        Engine.from_pretrained,
+        model,
+        dtype=dtype,
+        device=device,
+        max_batch_size=batch_size,
+        backend=backend,
+        memory_gib=memory_gib,
     )
-    exams = []
-    for each in chosen:  # all of them before the first runs
-        longest = replace(base, max_new_tokens=max_new_tokens or each.task.max_new_tokens)
-        settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size, bounds)
-        exams.append(evaluation.prepare(engine, each, settings, **asked))
-    for exam in exams:
-        folder = folder_of[exam.benchmark.name]
-        with _says_how_to_go_on(folder):
-            result = evaluation.take_exam(
-                engine,
-                exam,
-                name=called,
-                model=model,
-                out=folder,
-                resume=resume,
-                grader_options=options,
-                command=shlex.join(["t3d", *sys.argv[1:]]),
-            )
-        _show(result, folder)
+    with engine_held_by(tensor_parallel, device, lambda mesh: build(mesh=mesh)) as engine:
+        if engine is None:
+            return
+        exams = []
+        for each in chosen:  # all of them before the first runs
+            longest = replace(base, max_new_tokens=max_new_tokens or each.task.max_new_tokens)
+            settings = evaluation.settings_to_try(numbers, thresholds, longest, engine.model.config.block_size, bounds)
+            exams.append(evaluation.prepare(engine, each, settings, **asked))
+        for exam in exams:
+            folder = folder_of[exam.benchmark.name]
+            with _says_how_to_go_on(folder):
+                result = evaluation.take_exam(
+                    engine,
+                    exam,
+                    name=called,
+                    model=model,
+                    out=folder,
+                    resume=resume,
+                    grader_options=options,
+                    command=typed_command(),
+                )
+            _show(result, folder)
+
+
+def _check_processes(tensor_parallel: int, device: str | None) -> None:
+    """Refuse processes that do not hold one model together; each is to use a GPU of its own."""
+    from t3d.trajectories.parts import rank_of, use_own_gpu
+
+    if (count := rank_of(os.environ, tensor_parallel).count) > 1:
+        raise RequestError(
+            f"t3d eval --tensor-parallel {tensor_parallel} asks one model, and here are processes for {count}: "
+            f"start it by torchrun --nproc-per-node {tensor_parallel}"
+        )
+    use_own_gpu(os.environ, device)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
@@ -12,7 +14,10 @@ from t3d.errors import RequestError, WorkError
 from t3d.types import Decoding
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from t3d.config import PromptConfig
+    from t3d.engine import Engine
     from t3d.tasks import Task
     from t3d.types import Problem
 
@@ -27,6 +32,10 @@ BackendOption = Annotated[
 ]
 MemoryOption = Annotated[
     float | None, typer.Option(min=0.0, help="GiB of the device to use, weights included; default: nine tenths of it.")
+]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option(min=1, help="GPUs that hold one model together, each its part; torchrun starts a process for each."),
 ]
 BlockOption = Annotated[int | None, typer.Option(help="Positions decoded together; default: the model's.")]
 StepsOption = Annotated[int | None, typer.Option(help="Forward passes a block; default: one per token.")]
@@ -123,6 +132,28 @@ def problems_of(
         raise RequestError("--data is where a task's questions come from: give --task too, or leave it out")
     chosen = get_task("jsonl", str(file)) if file is not None else get_task(task or "", data)
     return chosen, take_problems(chosen, split if file is None else ALL, limit, shuffle, seed)
+
+
+@contextmanager
+def engine_held_by(
+    count: int, device: str | None, build: Callable[[DeviceMesh | None], Engine]
+) -> Iterator[Engine | None]:
+    """The engine that `build` makes; of `count` processes that hold its model together, in the first of them.
+
+    The others get None when the first is through: they have decoded with it, and nothing is left to be done or said.
+    """
+    if count == 1:
+        yield build(None)
+        return
+    from t3d.engine.sharded.backend import shared_engine
+
+    try:
+        with shared_engine(os.environ, count, device, build) as engine:
+            yield engine
+    except RequestError:
+        if int(os.environ["RANK"]) % count:  # the first one says why
+            raise typer.Exit(2) from None
+        raise
 
 
 def words_of(text: str, option: str) -> list[str]:

@@ -28,10 +28,12 @@ from t3d.cli_options import (
     SystemOption,
     TaskOption,
     TemperatureOption,
+    TensorParallelOption,
     ThresholdOption,
     TopKOption,
     TopPOption,
     decoding_of,
+    engine_held_by,
     problems_of,
     prompt_form_of,
 )
@@ -71,6 +73,7 @@ def rollout(
     batch_size: BatchOption = None,
     backend: BackendOption = None,
     memory_gib: MemoryOption = None,
+    tensor_parallel: TensorParallelOption = 1,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of one file.")] = 1024,
     shard: Annotated[
         str | None, typer.Option(help="Do part i of n, from 0/n on; other processes do the others, in the same folder.")
@@ -80,10 +83,12 @@ def rollout(
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster, for example auto; default: RAY_ADDRESS, else this machine.")
     ] = None,
-    cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU cores of a Ray worker where there is no GPU.")] = 1,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores of a Ray worker where there is no GPU; default: 1.")
+    ] = None,
 ) -> None:
     """Decode prompts and write down at which step each token was revealed."""
-    part = _part_of(shard, workers, num_workers, address)
+    part = _part_of(shard, workers, (num_workers, address, cpus_per_worker), tensor_parallel)
     decoding = decoding_of(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
     )
@@ -98,22 +103,29 @@ def rollout(
     spec = EngineSpec(model, dtype, device, batch_size, backend, memory_gib)
     how: dict[str, Any] = {"model_name": model, "samples": samples, "resume": resume, "rows_per_shard": rows_per_shard}
     if workers is None:
-        use_own_gpu(os.environ)
-        engine = spec.build()
-        questions = put_questions(chosen, problems, asked, engine.tokenizer)
-        how |= {"form": questions.form, "part": part, "shown": rank_of(os.environ).index == 0}
-        done = roll_out(engine, questions.prompts, decoding, out, **how)
+        use_own_gpu(os.environ, device)
+        with engine_held_by(tensor_parallel, device, spec.build) as engine:
+            if engine is None:
+                return
+            questions = put_questions(chosen, problems, asked, engine.tokenizer)
+            how |= {"form": questions.form, "part": part, "shown": rank_of(os.environ, tensor_parallel).index == 0}
+            done = roll_out(engine, questions.prompts, decoding, out, **how)
     else:
         load_config(model)  # a wrong name shows before workers are started
         tokenizer = load_tokenizer(model) if has_tokenizer(model) else None
         questions = put_questions(chosen, problems, asked, tokenizer)
-        how |= {"form": questions.form, "cluster": Cluster(address, num_workers, cpus_per_worker)}
+        how |= {"form": questions.form, "cluster": Cluster(address, num_workers, cpus_per_worker or 1)}
         done = rollout_by_ray(spec, tokenizer, questions.prompts, decoding, out, **how)
     print(_report(out, done, part))
 
 
-def _part_of(shard: str | None, workers: str | None, num_workers: int | None, address: str | None) -> Part:
+def _part_of(shard: str | None, workers: str | None, of_a_cluster: tuple[object, ...], tensor_parallel: int) -> Part:
     """The part of the rollout that this process does, from `--shard` and the rank that torchrun gave it.
+
+    Args:
+        shard, workers: the options.
+        of_a_cluster: the options that mean something with a Ray cluster only; None is not given.
+        tensor_parallel: processes that do a part together.
 
     Raises:
         RequestError: options that contradict each other.
@@ -122,9 +134,15 @@ def _part_of(shard: str | None, workers: str | None, num_workers: int | None, ad
 
     if workers not in (None, "ray"):
         raise RequestError(f"--workers {workers!r} is unknown: use ray, or leave it out")
-    part = (WHOLE if shard is None else Part.parse(shard)).split(rank_of(os.environ))
-    if workers is None and (num_workers is not None or address is not None):
-        raise RequestError("--num-workers and --address are of a Ray cluster: add --workers ray, or leave them out")
+    if workers is not None and tensor_parallel > 1:
+        raise RequestError(
+            "a Ray worker has one GPU: leave out --tensor-parallel, or leave out --workers and start it by torchrun"
+        )
+    part = (WHOLE if shard is None else Part.parse(shard)).split(rank_of(os.environ, tensor_parallel))
+    if workers is None and any(given is not None for given in of_a_cluster):
+        raise RequestError(
+            "--num-workers, --address and --cpus-per-worker are of a Ray cluster: add --workers ray, or leave them out"
+        )
     if workers is not None and part != WHOLE:
         raise RequestError(
             "--workers ray hands the shards out itself: leave out --shard, and start it once, not by torchrun"

@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from t3d.models import load_model, load_tokenizer
@@ -41,6 +42,11 @@ CONFIGS = {
     "llama": (LlamaConfig, "block_llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "qwen2": (Qwen2Config, "block_qwen2", {"tie_word_embeddings": False}),
     "qwen3": (Qwen3Config, "sdar", {"tie_word_embeddings": True}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        "sdar_moe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+    ),
 }
 
 

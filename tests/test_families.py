@@ -19,6 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from t3d.bench.shapes import build_model, shape_config
@@ -29,6 +31,7 @@ from t3d.engine.engine import default_backend
 from t3d.engine.plain import PlainEngine
 from t3d.errors import RequestError
 from t3d.models import FAMILIES, SDARConfig, load_config, load_model, load_tokenizer, random_model, save_model
+from t3d.models.experts import every_expert, grouped_experts
 from t3d.training import Trainer, train
 from t3d.training.adapters import AdaptedStudent, add_adapters
 from t3d.training.scorer import Scorer
@@ -40,6 +43,7 @@ torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ORIGINALS = {
     "sdar": (Qwen3Config, Qwen3ForCausalLM),
+    "sdar_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "block_llama": (LlamaConfig, LlamaForCausalLM),
     "block_qwen2": (Qwen2Config, Qwen2ForCausalLM),
 }
@@ -54,6 +58,7 @@ LLAMA_3 = {
 KINDS = {
     **{family: {"family": family} for family in FAMILIES},
     "llama 3's rotary embedding": {"family": "block_llama", "rope_parameters": LLAMA_3},
+    "experts in every other layer": {"family": "sdar_moe", "decoder_sparse_step": 2, "norm_topk_prob": False},
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_kind = pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS)
@@ -71,6 +76,7 @@ def original_of(model):
     """transformers' own model of the same shapes and weights."""
     config_class, model_class = ORIGINALS[model.config.model_type]
     fields = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")}
+    fields["experts_implementation"] = "eager"  # the others have no float64
     original = model_class(config_class(**fields)).to(model.device, model.dtype).eval()
     original.load_state_dict(model.state_dict())
     return original
@@ -137,6 +143,16 @@ def test_a_decoded_models_parameters_stay_its_own(family):
     assert_same(engine.generate(*requests), Engine(fresh, backend="plain").generate(*requests))
     Engine(model, backend="continuous").generate(*requests)
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
+
+
+@pytest.mark.parametrize("compute", [every_expert, grouped_experts])
+def test_what_graphs_capture_of_a_mixture_decodes_the_same(compute, monkeypatch):
+    """On the CPU, where nothing is captured, the engine would take transformers' loop."""
+    model, requests = decoding_model(family="sdar_moe"), mixed_requests(24)
+    monkeypatch.setattr("t3d.engine.continuous.decoder.capturable_experts", lambda dtype, device: compute)
+    assert_same(
+        Engine(model, backend="continuous").generate(*requests), Engine(model, backend="plain").generate(*requests)
+    )
 
 
 def test_biases_that_the_kernels_do_not_add_are_left_to_the_plain_backend():
@@ -312,7 +328,7 @@ def test_a_rotary_embedding_that_depends_on_the_length_is_refused(kind, tmp_path
 
 @pytest.mark.parametrize("model_type", ["llama", ["sdar"], None])
 def test_a_random_model_of_no_family_is_one_line(model_type):
-    with pytest.raises(RequestError, match=r"unknown model_type .*; use one of sdar, block_llama, block_q") as said:
+    with pytest.raises(RequestError, match=r"unknown model_type .*; use one of sdar, sdar_moe, block_l") as said:
         random_model({"model_type": model_type}, load_tokenizer("story-tokenizer"))
     assert "\n" not in str(said.value)
 

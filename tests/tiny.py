@@ -10,13 +10,16 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm, Qwen3MoeTopKRouter
 
 from t3d.config import CorruptionConfig
 from t3d.corruption import NoisyExample, TrainingRow, corrupt, row_generator
 from t3d.models import FAMILIES, BlockDiffusionModel
 
 VOCAB, MASK, EOS = 31, 29, 1
-RMS_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+RMS_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, Qwen3MoeRMSNorm)
+MIXTURE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "norm_topk_prob": True}
+"""What a family with experts needs beside the other shapes."""
 
 
 def tiny_model(
@@ -37,6 +40,7 @@ def tiny_model(
         "initializer_range": 0.5,
         "max_position_embeddings": 64,
     }
+    shapes |= MIXTURE if family.endswith("_moe") else {}
     torch.manual_seed(seed)
     config_class, model_class = FAMILIES[family]
     model = model_class(config_class(**{**shapes, **fields})).to(dtype).eval()
@@ -45,12 +49,21 @@ def tiny_model(
             nn.init.normal_(module.bias)
         if isinstance(module, RMS_NORMS) and dtype == torch.float64:
             module.forward = MethodType(_exact_norm, module)
+        if isinstance(module, Qwen3MoeTopKRouter) and dtype == torch.float64:
+            module.forward = MethodType(_exact_router, module)
     return model
 
 
 def _exact_norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Transformers' own rounds to float32, which would hide small errors behind a tolerance of 1e-7."""
     return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+
+
+def _exact_router(router: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_exact_norm`: transformers' own softmax is in float32."""
+    logits = nn.functional.linear(hidden, router.weight)
+    weights, chosen = logits.softmax(dim=-1).topk(router.top_k, dim=-1)
+    return logits, weights / weights.sum(dim=-1, keepdim=True), chosen
 
 
 def random_row(row_id: str, prompt_length: int, length: int, seed: int = 0) -> TrainingRow:

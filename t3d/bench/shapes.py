@@ -17,6 +17,7 @@ from t3d.models import (
     BlockDiffusionModel,
     BlockLlamaConfig,
     SDARConfig,
+    SDARMoeConfig,
     load_config,
     mask_token_id,
 )
@@ -33,6 +34,19 @@ SDAR: dict[str, Any] = {
 """What the released SDAR models share."""
 SDAR_1_7B = {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144}
 SDAR_4B = {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728}
+SDAR_30B_A3B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+"""30.5 billion weights, of which a token passes 3.3."""
 SMOLLM2_135M: dict[str, Any] = {
     "hidden_size": 576,
     "num_hidden_layers": 30,
@@ -65,6 +79,7 @@ TINY: dict[str, Any] = {
 SHAPES: dict[str, Callable[[], BlockDiffusionConfig]] = {
     "sdar-1.7b": partial(SDARConfig, **SDAR, **SDAR_1_7B),
     "sdar-4b": partial(SDARConfig, **SDAR, **SDAR_4B),
+    "sdar-30b-a3b": partial(SDARMoeConfig, **{**SDAR, **SDAR_30B_A3B}),
     "smollm2-135m": partial(BlockLlamaConfig, **SMOLLM2_135M),
     "story-small": partial(load_config, "story-small"),
     "tiny": partial(SDARConfig, **TINY),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from t3d import models
@@ -79,7 +80,7 @@ class Engine:
         if backend is None or isinstance(backend, str):
             backend = _make_backend(backend or default_backend(model), model, max_batch_size, memory_gib)
         self.max_batch_size = max_batch_size
-        self.backend = backend
+        self.backend: Backend = backend
 
     @classmethod
     def from_pretrained(
@@ -91,12 +92,13 @@ class Engine:
         max_batch_size: int | None = None,
         backend: str | None = None,
         memory_gib: float | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> Engine:
         """Load a model by folder, hub id or built-in name (see `t3d.models.load_model`), and the tokenizer beside it.
 
         A folder without one gives an engine that takes and gives token ids only.
         """
-        model = models.load_model(name, dtype=dtype, device=device, attention=attention)
+        model = models.load_model(name, dtype=dtype, device=device, attention=attention, mesh=mesh)
         tokenizer = models.load_tokenizer(name) if models.has_tokenizer(name) else None
         return cls(model, tokenizer, max_batch_size=max_batch_size, backend=backend, memory_gib=memory_gib)
 

@@ -76,6 +76,8 @@ class AsyncEngine:
         reason = why_unsupported(model)
         if reason is not None:
             raise RequestError(f"the continuous backend cannot run this model: {reason}")
+        if model.sharding is not None:
+            raise RequestError("streams come from one process: load the model without a mesh")
         self.model = model
         self.stop_token_ids = models.stop_token_ids(model, None) if stop_token_ids is None else stop_token_ids
         self._max_batch_size = max_batch_size

@@ -44,6 +44,10 @@ Normed = Any
 class Ops(Protocol):
     """The steps of a layer of Llama, Qwen2 or Qwen3; norms are RMSNorm, weights are [O, K]."""
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The norm of [N, K], done with: for what is not one of the linear layers here."""
+        ...
+
     def norm(self, x: Tensor, weight: Tensor, eps: float, num_outputs: int) -> Normed:
         """The norm of [N, K], for a linear layer of so many outputs."""
         ...
@@ -91,6 +95,10 @@ class TorchOps:
     """Plain torch, for any device and dtype. What the methods mean: `Ops`."""
 
     rope_and_store = staticmethod(rope_and_store_reference)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops`."""
+        return rms_norm(x, weight, eps)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, num_outputs: int) -> Normed:
         """See `Ops`."""

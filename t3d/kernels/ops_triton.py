@@ -34,6 +34,10 @@ class TritonOps:
     def __init__(self, decode_half: int, group: int, head_dim: int, device: torch.device, num_sms: int) -> None:
         self._workspace = AttentionWorkspace(decode_half, group, head_dim, device, num_sms)
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops`."""
+        return rms_norm(x, weight, eps)
+
     def norm(self, x: Tensor, weight: Tensor, eps: float, num_outputs: int) -> Tensor | Normed:
         """See `Ops`."""
         if pays("norm", x.shape[0], num_outputs, x.shape[1]):

@@ -8,9 +8,11 @@ from t3d.models.block_llama import BlockLlamaConfig, BlockLlamaForCausalLM
 from t3d.models.block_qwen2 import BlockQwen2Config, BlockQwen2ForCausalLM
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
+from t3d.models.sdar_moe import SDARMoeConfig, SDARMoeForCausalLM
 
 FAMILIES: dict[str, tuple[type[BlockDiffusionConfig], type[BlockDiffusionModel]]] = {
     "sdar": (SDARConfig, SDARForCausalLM),
+    "sdar_moe": (SDARMoeConfig, SDARMoeForCausalLM),
     "block_llama": (BlockLlamaConfig, BlockLlamaForCausalLM),
     "block_qwen2": (BlockQwen2Config, BlockQwen2ForCausalLM),
 }

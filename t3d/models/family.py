@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from t3d.models.sharding import Sharding
+
 DEFAULT_BLOCK_SIZE = 4
 """The released SDAR models' block size, for configs that do not name one."""
 
@@ -40,6 +42,8 @@ class BlockDiffusionModel(PreTrainedModel):
     config: BlockDiffusionConfig
     model: Any
     lm_head: nn.Linear
+    sharding: Sharding | None = None
+    """The processes that hold it together, where it is not this one alone."""
 
 
 def mask_token_id(config: BlockDiffusionConfig) -> int:

@@ -10,14 +10,17 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import RequestError, WorkError
 from t3d.models.families import FAMILIES
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
+from t3d.models.plausible import check_generation_config, check_numbers, check_weights_suffice, room_for_weights
+from t3d.models.saving import is_weights, require_intact
+from t3d.models.sharding import check_shares, share_options, whole
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILT_IN = ("story-mini", "story-small", "story-mini-student", "story-small-student")
@@ -61,9 +64,11 @@ def as_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def device_name(device: torch.device) -> str:
-    """How results call a device: a GPU as its maker does, else "cpu (x86_64)"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+def device_name(device: torch.device, count: int = 1) -> str:
+    """How results call a device: a GPU as its maker does, else "cpu (x86_64)"; several of them "2 x ..."."""
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else f"{device.type} ({platform.machine()})"
+    return name if count == 1 else f"{count} x {name}"
 
 
 def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -94,9 +99,10 @@ def load_config(name: str | Path, revision: str | None = None) -> BlockDiffusion
     folder = Path(source)
     if not ((folder / "config.json").exists() if folder.is_dir() else _HUB_ID.fullmatch(source)):
         raise RequestError(_not_found(name, FileNotFoundError(source)))  # transformers would make up an empty config
+    require_intact(folder, name, "config.json".__eq__)
     try:
         fields, _ = BlockDiffusionConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no mapping
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # TypeError: JSON, but no mapping
         raise RequestError(_not_found(name, error)) from error
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
@@ -119,6 +125,7 @@ def load_model(
     device: str | torch.device | None = None,
     attention: str = "sdpa",
     revision: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> BlockDiffusionModel:
     """A block-diffusion model from a folder, the hub, or the package ("story-mini").
 
@@ -128,19 +135,30 @@ def load_model(
         device: None takes CUDA where there is one.
         attention: transformers' attention function, "sdpa" or "eager".
         revision: of a hub id.
+        mesh: of processes that load it together, each its part onto its own device; before it is used, all of them call
+            `t3d.models.sharding.hold_own_part`.
 
     Returns:
         the model in eval mode.
 
     Raises:
-        RequestError: as `load_config`; weights missing, of other shapes or unreadable.
+        RequestError: as `load_config`; weights missing, of other shapes or unreadable; one that cannot be shared so.
+        WorkError: the device has no room for it.
     """
     if attention not in ATTENTIONS:
         raise RequestError(f"attention {attention!r} is unknown: use one of {', '.join(ATTENTIONS)}")
     target = as_device(device)
     chosen_dtype = as_dtype(dtype, target)
     config = load_config(name, revision)
+    require_intact(resolve_model(name), name, is_weights)
+    folder = Path(resolve_model(name))
+    check_generation_config(folder, name)
+    check_weights_suffice(config, name, room_for_weights(folder))
     _, model_class = FAMILIES[config.model_type]
+    shares = {}
+    if mesh is not None:
+        check_shares(config, mesh.size(), name)
+        shares = share_options(config, model_class, mesh)
     try:
         model, info = model_class.from_pretrained(
             resolve_model(name),
@@ -151,27 +169,24 @@ def load_model(
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they come back in `info`, and are refused below in one line
+            **shares,
         )
+    except torch.OutOfMemoryError as error:
+        raise _does_not_fit(name) from error
     except Exception as error:  # safetensors, OSError, RuntimeError: whatever made the weights unreadable
         raise RequestError(f"model {name}: its weights cannot be read: {one_line(error)}") from error
     check_weights(name, info)
-    return model.to(target).eval()
-
-
-def save_model(
-    model: BlockDiffusionModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
-    """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them.
-
-    Raises:
-        WorkError: the disk refuses.
-    """
     try:
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        raise WorkError(f"model {folder}: cannot be written: {one_line(error)}") from error
+        return (model.to(target) if mesh is None else model).eval()
+    except torch.OutOfMemoryError as error:
+        raise _does_not_fit(name) from error
+
+
+def _does_not_fit(name: str | Path) -> WorkError:
+    return WorkError(
+        f"model {name} does not fit the device: take a smaller --dtype, or several GPUs for it (t3d rollout and "
+        "t3d eval --tensor-parallel)"
+    )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -180,8 +195,11 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     Raises:
         RequestError: there is none, or it cannot be read.
     """
+    require_intact(resolve_model(name), name, lambda file: not is_weights(file))
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a", add_special_tokens=False))  # shows now whether its parts go together
+        return tokenizer
     except Exception as error:  # a missing or broken tokenizer surfaces as many types
         raise RequestError(f"model {name}: no tokenizer can be read there: {one_line(error)}") from error
 
@@ -210,6 +228,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def model_fingerprint(model: BlockDiffusionModel) -> str:
     """16 hex digits of a model's names, shapes and a sample of every weight: any training step changes it."""
+    if model.sharding is not None:
+        return model.sharding.fingerprint
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
@@ -218,20 +238,19 @@ def model_fingerprint(model: BlockDiffusionModel) -> str:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
+    flat = whole(tensor).reshape(-1)
     stride = max(1, flat.numel() // FINGERPRINT_SAMPLES)
     return flat[::stride].float().cpu()
 
 
 def _check_config(config: BlockDiffusionConfig, name: str | Path, revision: str | None) -> None:
+    check_numbers(config, name)
     if config.mask_token_id is None:
         config.mask_token_id = _mask_id_of_tokenizer(name, revision)
     if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < config.vocab_size:
         raise RequestError(
             f"model {name}: mask_token_id {config.mask_token_id!r} is not in the vocabulary of {config.vocab_size}"
         )
-    if not isinstance(config.block_size, int) or config.block_size < 1:
-        raise RequestError(f"model {name}: block_size must be a number from 1 on, not {config.block_size!r}")
     check_layers(config, name)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from t3d.engine.continuous.counters import Counters
-from t3d.engine.continuous.decoder import Decoder
+from t3d.engine.continuous.decoder import Decoder, addresses
 from t3d.engine.continuous.forecast import Forecast
 from t3d.engine.continuous.kernels import Kernels, kernels_for
 from t3d.engine.continuous.memory import Budget
@@ -22,7 +22,7 @@ from t3d.engine.continuous.state import Row, State
 from t3d.engine.continuous.steps import Event, Report
 from t3d.engine.request import Request
 from t3d.errors import RequestError
-from t3d.models import BlockDiffusionModel, mask_token_id
+from t3d.models import BlockDiffusionModel, mask_token_id, own_config
 
 
 class Core:
@@ -46,7 +46,7 @@ class Core:
         choose_step: Callable[[np.ndarray], np.ndarray] | None = None,
         choose_kernels: Callable[[PretrainedConfig, int, int, torch.device], Kernels] | None = None,
     ) -> None:
-        config, device = model.config, model.device
+        config, device = own_config(model), model.device
         self.budget = budget
         self.counters = Counters()
         self._block_size = block_size
@@ -57,7 +57,7 @@ class Core:
         max_samples = samples_per_chunk(self._state, config.vocab_size)
         kernels = (choose_kernels or kernels_for)(config, block_size, max_samples, device)
         decoder = Decoder(model, self._cache, kernels.ops, budget.num_positions)
-        self._weights = _addresses(model)
+        self._weights = addresses(model)
         scale = config.head_dim**-0.5
         self._runner = Runner(decoder, self._cache, self._state, kernels, scale, config.vocab_size)
         self._scheduler = Scheduler(budget.num_slots, budget.num_pages)
@@ -96,7 +96,7 @@ class Core:
             and self.budget.num_slots >= num_slots
             and self.budget.num_positions >= num_positions
             and self._state.stop_tokens.shape[1] >= num_stop_tokens
-            and self._weights == _addresses(model)
+            and self._weights == addresses(model)
         )
 
     def takes(self, request: Request) -> bool:
@@ -121,6 +121,10 @@ class Core:
         """Let a request wait its turn."""
         self.check(sequence.request)
         self._scheduler.submit(sequence)
+
+    def forget_prefixes(self) -> None:
+        """The weights may have changed: keys and values of earlier prompts are of use to nobody."""
+        self._scheduler.forget_prefixes()
 
     def cancel(self, sequence: Sequence) -> None:
         """Nobody waits for a request any more: it leaves at the next step."""
@@ -313,8 +317,3 @@ class Core:
 def _slot(sequence: Sequence) -> int:
     assert sequence.slot is not None
     return sequence.slot
-
-
-def _addresses(model: BlockDiffusionModel) -> tuple[int, ...]:
-    """Where the weights lie: a model that was moved or converted needs a new core, one that was trained does not."""
-    return tuple(parameter.data_ptr() for parameter in model.parameters())

@@ -18,14 +18,30 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeDecoderLayer
 
 from t3d.engine.continuous.pages import PagedCache
-from t3d.kernels.ops import Attention, Ops
+from t3d.engine.sharded.ops import ShardedOps
+from t3d.kernels.ops import Attention, Normed, Ops
 from t3d.models import BlockDiffusionModel
+from t3d.models.experts import capturable_experts, is_mixture, mixture_forward
 
-LAYERS = (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-"""What can be decoded here: they differ in norms of query and key heads and in biases, which `_layer_weights` finds."""
+LAYERS = (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, Qwen3MoeDecoderLayer)
+"""What can be decoded here: they differ in norms of query and key heads, biases and experts: see `_layer_weights`."""
 MAY_HAVE_BIAS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """What every token passes behind the attention.
+
+    Attributes:
+        gate_up: [2 * I, K] gate first.
+        down: [K, I].
+    """
+
+    gate_up: Tensor
+    down: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +54,7 @@ class LayerWeights:
         qkv_bias: [(G * H + 2 * H) * D], or None.
         q_norm, k_norm: [D], or None.
         output: [K, G * H * D].
-        gate_up: [2 * I, K] gate first.
-        down: [K, I].
+        feed_forward: the same for every token, or the model's own router and experts.
     """
 
     input_norm: Tensor
@@ -49,8 +64,7 @@ class LayerWeights:
     k_norm: Tensor | None
     output: Tensor
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    feed_forward: Gated | nn.Module
 
 
 def why_unsupported(model: BlockDiffusionModel) -> str | None:
@@ -79,18 +93,24 @@ class Decoder:
         cache: where keys and values go.
         ops: the kernels.
         max_positions: of any request.
+
+    Attributes:
+        sharding: the processes that hold the model with this one, if any.
     """
 
     def __init__(self, model: BlockDiffusionModel, cache: PagedCache, ops: Ops, max_positions: int) -> None:
         config = model.config
         self._cache = cache
-        self._ops = ops
+        self.sharding = model.sharding
+        self._ops = ops if self.sharding is None else ShardedOps(ops, self.sharding)
         self._eps = config.rms_norm_eps
+        self._experts = capturable_experts(model.dtype, model.device) if self.sharding is None else _shared_experts
         with torch.inference_mode(False):  # the model's parameters have to stay trainable
             self._layers = [_layer_weights(layer) for layer in model.model.layers]
         self._embedding = model.model.embed_tokens.weight
         self._final_norm = model.model.norm.weight
         self._head = model.lm_head.weight
+        self._has_part_of_head = len(self._head) < config.vocab_size
         positions = torch.arange(max_positions, device=model.device)[None]
         cos, sin = model.model.rotary_emb(torch.empty((), dtype=torch.float32, device=model.device), positions)
         half = config.head_dim // 2  # the second half repeats the first
@@ -128,19 +148,35 @@ class Decoder:
             if only_store and is_last:
                 break
             attended = ops.attend(query, keys, values, self._cache.table, attention)
-            normed = ops.linear_add_norm_(residual, attended, layer.output, layer.post_norm, eps, len(layer.gate_up))
-            gated = ops.gated_linear(normed, layer.gate_up, eps)
-            if is_last:
-                ops.linear_add_(residual, gated, layer.down)
-                break
-            following = self._layers[index + 1]
-            normed = ops.linear_add_norm_(residual, gated, layer.down, following.input_norm, eps, len(following.qkv))
+            normed = self._feed_forward(residual, attended, layer, None if is_last else self._layers[index + 1])
         return residual
+
+    def _feed_forward(
+        self, residual: Tensor, attended: Tensor, layer: LayerWeights, following: LayerWeights | None
+    ) -> Normed:
+        """All of a layer behind its attention, into the residual [N, K]; then the following layer's first norm."""
+        ops, eps, parts = self._ops, self._eps, layer.feed_forward
+        if not isinstance(parts, Gated):
+            ops.linear_add_(residual, attended, layer.output)
+            residual += mixture_forward(parts, ops.rms_norm(residual, layer.post_norm, eps), self._experts)
+            return ops.norm(residual, following.input_norm, eps, len(following.qkv)) if following else None
+        normed = ops.linear_add_norm_(residual, attended, layer.output, layer.post_norm, eps, len(parts.gate_up))
+        gated = ops.gated_linear(normed, parts.gate_up, eps)
+        if following is None:
+            ops.linear_add_(residual, gated, parts.down)
+            return None
+        return ops.linear_add_norm_(residual, gated, parts.down, following.input_norm, eps, len(following.qkv))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The final norm and the LM head: float [M, K] -> [M, vocabulary]."""
         normed = self._ops.norm(hidden, self._final_norm, self._eps, len(self._head))
-        return self._ops.linear(normed, self._head, self._eps)
+        logits = self._ops.linear(normed, self._head, self._eps)
+        return self.sharding.gathered(logits) if self.sharding and self._has_part_of_head else logits
+
+
+def addresses(model: BlockDiffusionModel) -> tuple[int, ...]:
+    """Where the weights lie: a model that was moved or converted needs a new core, one that was trained does not."""
+    return tuple(parameter.data_ptr() for parameter in model.parameters())
 
 
 def _layer_weights(layer: Any) -> LayerWeights:
@@ -156,9 +192,18 @@ def _layer_weights(layer: Any) -> LayerWeights:
         k_norm=attention.k_norm.weight if has_norms else None,
         output=attention.o_proj.weight,
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down=mlp.down_proj.weight,
+        feed_forward=mlp if is_mixture(mlp) else _gated(mlp),
     )
+
+
+def _gated(mlp: Any) -> Gated:
+    return Gated(gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]), down=mlp.down_proj.weight)
+
+
+def _shared_experts(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """A module of experts, of each of which every process holds some rows: transformers adds their outputs up."""
+    output: Tensor = experts(hidden, chosen, weights)
+    return output
 
 
 def _joined(parameters: list[nn.Parameter]) -> Tensor:

@@ -52,8 +52,13 @@ class ContinuousEngine:
         return asdict(self._core.counters if self._core else Counters())
 
     def run(self, requests: list[Request]) -> Iterator[tuple[Request, Generation]]:
-        """Decode requests that share a block size; yields each as it finishes."""
+        """Decode requests that share a block size; yields each as it finishes.
+
+        They share prefixes among each other, and with no earlier call's: the model may have been trained in between,
+        and what a call gives does not depend on which calls came before.
+        """
         core = self.core_for(requests)
+        core.forget_prefixes()
         for arrival, request in enumerate(requests):
             core.submit(Sequence(request, arrival, on_block=self._on_block))
         while core.has_work:

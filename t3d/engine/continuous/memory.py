@@ -8,8 +8,10 @@ import torch
 from transformers import PretrainedConfig
 
 from t3d.engine.continuous.pages import PAGE_SIZE, bytes_per_page, num_pages_for
+from t3d.engine.sharded.agreeing import agreed_limit
 from t3d.errors import RequestError
-from t3d.models import BlockDiffusionModel
+from t3d.models import BlockDiffusionModel, feed_forward_of, own_config
+from t3d.models.experts import scratch_numbers
 
 MAX_SLOTS = 256
 PREFILL_TOKENS = 2**13
@@ -62,7 +64,7 @@ def plan_budget(
     """
     slots = num_slots or MAX_SLOTS
     for_pages = _bytes_for_pages(model, block_size, slots, memory_gib, prefill_tokens)
-    affordable = for_pages // bytes_per_page(model.config, model.dtype)
+    affordable = agreed_limit(for_pages // bytes_per_page(own_config(model), model.dtype), model.sharding)
     useful = slots * num_pages_for(num_positions + PAGE_SIZE) + 1
     num_pages = min(affordable, useful)
     if may_shorten and num_pages > 1:
@@ -87,7 +89,7 @@ def _bytes_for_pages(
         allowed = int(CUDA_SHARE * free)
     else:
         allowed = int(memory_gib * 2**30) - held
-    return allowed - _workspace_bytes(model.config, model.dtype, block_size, num_slots, prefill_tokens)
+    return allowed - _workspace_bytes(own_config(model), model.dtype, block_size, num_slots, prefill_tokens)
 
 
 def _workspace_bytes(
@@ -97,6 +99,8 @@ def _workspace_bytes(
     num_tokens = max(prefill_tokens, 2 * block_size * num_slots)
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     per_token = 4 * config.hidden_size + 2 * heads + 3 * config.intermediate_size
+    experts = scratch_numbers(config, num_tokens) if feed_forward_of(config).held else 0
     logits = min(block_size * num_slots * config.vocab_size, 2**28)
     # A filtered draw sorts float32 logits and their ids.
-    return 2 * num_tokens * per_token * dtype.itemsize + logits * (2 * dtype.itemsize + 4) + GRAPH_BYTES
+    activations = 2 * num_tokens * per_token + experts
+    return activations * dtype.itemsize + logits * (2 * dtype.itemsize + 4) + GRAPH_BYTES

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t3d.engine.continuous.decoder import Decoder
-from t3d.engine.continuous.graphs import Graphs
+from t3d.engine.continuous.graphs import Eager, Graphs
 from t3d.engine.continuous.pages import PagedCache, num_pages_for
 from t3d.engine.continuous.transfer import sent
 from t3d.kernels.ops import Attention
@@ -49,7 +49,7 @@ class Prefill:
         self,
         decoder: Decoder,
         cache: PagedCache,
-        graphs: Graphs | None,
+        graphs: Graphs | Eager | None,
         half: int,
         block_size: int,
         scale: float,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from t3d.engine.continuous.decoder import Decoder
 from t3d.engine.continuous.forecast import Shape, ladder, rounded
-from t3d.engine.continuous.graphs import Graphs
+from t3d.engine.continuous.graphs import Eager, Graphs
 from t3d.engine.continuous.kernels import Kernels
 from t3d.engine.continuous.pages import PAGE_SIZE, PagedCache, num_pages_for
 from t3d.engine.continuous.prefill import Prefill, Span
@@ -24,6 +24,7 @@ from t3d.engine.continuous.state import Field, Setting, State
 from t3d.engine.continuous.steps import Work
 from t3d.engine.rules import RULES
 from t3d.engine.sampling import Candidates, SamplingParams
+from t3d.engine.sharded.agreeing import agreed_candidates
 from t3d.kernels.ops import Attention
 
 USE_ENTROPY = RULES.keys() - {"sequential", "low_confidence_static", "low_confidence_dynamic"}
@@ -102,7 +103,7 @@ class Runner:
         self._no_top_k = torch.zeros((), dtype=torch.int64, device=state.device)
         self._no_top_p = torch.ones((), device=state.device)
         self._sizes = ladder(state.num_slots)
-        self._graphs = Graphs() if state.device.type == "cuda" else None
+        self._graphs = (Graphs() if decoder.sharding is None else Eager()) if state.device.type == "cuda" else None
         self._graph_slots: dict[int, Tensor] = {}
         self._prefill = Prefill(
             decoder, cache, self._graphs, kernels.prefill_half, state.block_size, scale, state.num_slots
@@ -163,7 +164,8 @@ class Runner:
             num_samples = work.num_samples - start if start else work.num_samples
             part = params.slice(start, stop)
             parts.append(self._kernels.draw(logits, part, self._state.mask_token_id, num_samples, needs_entropy))
-        return parts[0] if len(parts) == 1 else Candidates.concatenate(parts)
+        candidates = parts[0] if len(parts) == 1 else Candidates.concatenate(parts)
+        return agreed_candidates(candidates, self._decoder.sharding)
 
     def _sampling_params(self, work: Work, kind: Kind) -> SamplingParams:
         settings, slots = self._state.settings, work.sample_slots

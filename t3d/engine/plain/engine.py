@@ -10,7 +10,8 @@ from t3d.engine.plain.cache import rows_that_fit
 from t3d.engine.plain.runner import ModelRunner, UncachedRunner, UnfusedRunner
 from t3d.engine.plain.scheduler import Scheduler
 from t3d.engine.request import Request
-from t3d.models import BlockDiffusionModel, mask_token_id
+from t3d.engine.sharded.agreeing import agreed_limit
+from t3d.models import BlockDiffusionModel, mask_token_id, own_config
 from t3d.types import Generation
 
 
@@ -42,12 +43,16 @@ class PlainEngine:
         with grouped(self._model):
             config = self._model.config
             longest = max(request.num_positions for request in requests)
-            limit = self._max_batch_size or rows_that_fit(config, longest, self._model.dtype, self._model.device)
+            limit = self._max_batch_size or self._rows_that_fit(longest)
             batch = Batch(requests, min(limit, len(requests)), mask_token_id(config), self._model.device)
             scheduler = Scheduler(requests, batch)
             runner = self._runner_class(self._model, batch)
             while scheduler.has_work:
                 yield from step(scheduler, batch, runner)
+
+    def _rows_that_fit(self, num_positions: int) -> int:
+        model = self._model
+        return agreed_limit(rows_that_fit(own_config(model), num_positions, model.dtype, model.device), model.sharding)
 
 
 def step(scheduler: Scheduler, batch: Batch, runner: ModelRunner) -> list[tuple[Request, Generation]]:

@@ -12,7 +12,8 @@ from t3d.engine.plain.attention import decoding_mask
 from t3d.engine.plain.batch import Batch
 from t3d.engine.plain.cache import KVCache
 from t3d.engine.sampling import Candidates, draw_candidates
-from t3d.models import BlockDiffusionModel
+from t3d.engine.sharded.agreeing import agreed_candidates
+from t3d.models import BlockDiffusionModel, own_config
 
 PREFILL_TOKENS = 2**15
 """Prompt tokens, padding included, of one prefill forward."""
@@ -32,7 +33,7 @@ class ModelRunner:
     def __init__(self, model: BlockDiffusionModel, batch: Batch) -> None:
         self.model = model
         self.batch = batch
-        self.cache = KVCache(model.config, batch.num_slots, batch.num_positions, model.dtype, model.device)
+        self.cache = KVCache(own_config(model), batch.num_slots, batch.num_positions, model.dtype, model.device)
 
     def prefill(self, slots: Tensor) -> None:
         """Store the whole blocks of the prompts of newly admitted requests, int64 [K]."""
@@ -131,7 +132,7 @@ class ModelRunner:
             )
             for start in range(0, len(hidden), chunk)
         ]
-        return Candidates.concatenate(parts)
+        return agreed_candidates(Candidates.concatenate(parts), self.model.sharding)
 
 
 class UnfusedRunner(ModelRunner):

@@ -22,6 +22,7 @@ from t3d.interop.lm_eval.stopping import cut_at_stop, stop_token_ids
 from t3d.models import device_name, model_fingerprint, tokenizer_fingerprint
 from t3d.noise import derive_seeds
 from t3d.progress import progress
+from t3d.tasks.templates import TemplateLimitError, check_powers, within_steps
 from t3d.trajectories import RolloutSummary
 from t3d.types import Decoding, Generation
 from t3d.versions import versions
@@ -153,14 +154,18 @@ class T3DLM(LM):
             RequestError: the tokenizer has no template, or it refuses the conversation.
         """
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                chat_template=_template_of(self.tokenizer),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+            template = _template_of(self.tokenizer)
+            check_powers(template)
+            text = within_steps(
+                lambda: self.tokenizer.apply_chat_template(
+                    chat_history,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
             )
-        except TemplateError as error:
+        except (TemplateError, TemplateLimitError) as error:
             roles = ", ".join(message["role"] for message in chat_history)
             raise RequestError(f"the model's chat template refuses a conversation of {roles}: {error}") from error
         assert isinstance(text, str)

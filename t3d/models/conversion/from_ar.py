@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 from t3d.errors import RequestError
 from t3d.models.conversion.mask_token import add_mask_token, grow_vocabulary
 from t3d.models.conversion.reading import read_checkpoint, read_gguf
-from t3d.models.loading import DTYPES, save_model, stop_token_ids
+from t3d.models.loading import DTYPES, stop_token_ids
+from t3d.models.saving import save_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def convert_from_ar(
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id, eos_token_id=list(stops), pad_token_id=model.config.pad_token_id
     )
-    save_model(model, out, tokenizer)
+    save_model(model, out, tokenizer, with_checksums=True)
     return Conversion(
         source_type=read.model_type,
         family=model.config.model_type,

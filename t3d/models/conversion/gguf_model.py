@@ -50,7 +50,7 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
     """
     architecture = file.require("general.architecture")
     if file.get(f"{architecture}.expert_count", 0):
-        raise RequestError(f"GGUF file {file.path}: a mixture of experts cannot be converted; choose a dense model")
+        raise RequestError(f"GGUF file {file.path}: a mixture of experts can be converted from safetensors only")
     if architecture not in ARCHITECTURES:
         raise RequestError(
             f"GGUF file {file.path}: architecture {architecture!r} cannot be converted (known: "
@@ -61,14 +61,14 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
     biases = {"attention_bias": True} if "blk.0.attn_q.bias" in names and architecture != "qwen2" else {}
     return {
         "model_type": architecture,
-        "vocab_size": len(file.require("tokenizer.ggml.tokens")),
-        "hidden_size": file.require(f"{architecture}.embedding_length"),
-        "intermediate_size": file.require(f"{architecture}.feed_forward_length"),
-        "num_hidden_layers": file.require(f"{architecture}.block_count"),
-        "num_attention_heads": file.require(f"{architecture}.attention.head_count"),
+        "vocab_size": len(file.texts("tokenizer.ggml.tokens")),
+        "hidden_size": file.count(f"{architecture}.embedding_length"),
+        "intermediate_size": file.count(f"{architecture}.feed_forward_length"),
+        "num_hidden_layers": file.count(f"{architecture}.block_count"),
+        "num_attention_heads": file.count(f"{architecture}.attention.head_count"),
         "num_key_value_heads": _key_value_heads(file, architecture),
         "head_dim": _head_dim(file, architecture),
-        "max_position_embeddings": file.require(f"{architecture}.context_length"),
+        "max_position_embeddings": file.count(f"{architecture}.context_length"),
         "rms_norm_eps": file.require(f"{architecture}.attention.layer_norm_rms_epsilon"),
         "rope_theta": file.get(f"{architecture}.rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in names,
@@ -87,13 +87,17 @@ def state_dict(file: GGUFFile, fields: dict[str, Any], dtype: torch.dtype) -> di
         dtype: to hold them in.
 
     Raises:
-        RequestError: a tensor that no model of these families has.
+        RequestError: a tensor that no model of these families has, or of another shape than its heads make.
     """
     state = {}
     for name, values in file.tensors():
+        own_name = _name_of(name, file)
         if fields["model_type"] == "llama":
-            values = _in_half_order(name, values, fields)
-        state[_name_of(name, file)] = torch.from_numpy(np.array(values)).to(dtype)
+            try:
+                values = _in_half_order(name, values, fields)
+            except ValueError as error:
+                raise RequestError(f"GGUF file {file.path}: tensor {name} has not the shape of its heads") from error
+        state[own_name] = torch.from_numpy(np.array(values)).to(dtype)
     return state
 
 
@@ -120,14 +124,12 @@ def _in_half_order(name: str, values: NDArray[np.float32], fields: dict[str, Any
 
 def _key_value_heads(file: GGUFFile, architecture: str) -> int:
     name = f"{architecture}.attention.head_count"
-    heads: int = file.get(f"{name}_kv", file.require(name))
-    return heads
+    return file.count(f"{name}_kv", file.count(name))
 
 
 def _head_dim(file: GGUFFile, architecture: str) -> int:
-    hidden, heads = (file.require(f"{architecture}.{name}") for name in ("embedding_length", "attention.head_count"))
-    head_dim: int = file.get(f"{architecture}.attention.key_length", hidden // heads)
-    return head_dim
+    hidden, heads = (file.count(f"{architecture}.{name}") for name in ("embedding_length", "attention.head_count"))
+    return file.count(f"{architecture}.attention.key_length", hidden // heads)
 
 
 def _check_rotary_embedding(file: GGUFFile, architecture: str) -> None:

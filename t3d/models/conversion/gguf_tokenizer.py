@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from t3d.errors import RequestError
 from t3d.models.conversion.gguf_file import GGUFFile
 from t3d.models.loading import one_line
+from t3d.models.plausible import check_ids
 
 
 class TokenType(IntEnum):
@@ -85,9 +86,15 @@ def build_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 
 def stop_ids(file: GGUFFile) -> list[int]:
-    """All tokens that end an answer, as the metadata name them."""
-    ids = (file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *FURTHER_STOPS))
-    return sorted({token_id for token_id in ids if token_id is not None})
+    """All tokens that end an answer, as the metadata name them.
+
+    Raises:
+        RequestError: what they name is no token.
+    """
+    ids = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", *FURTHER_STOPS)]
+    given = [token_id for token_id in ids if token_id is not None]
+    check_ids(given, "its tokens that end an answer", file.path)
+    return sorted(set(given))
 
 
 def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
@@ -117,7 +124,7 @@ def _backend(file: GGUFFile) -> Tokenizer:
             f"GGUF file {file.path}: its tokenizer ({kind}, {pre}) is not one of byte-level BPE with "
             f"{', '.join(PRE_TOKENIZERS)}; convert from the safetensors of this model"
         )
-    tokens, types = file.require("tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type")
+    tokens, types = file.texts("tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type")
     kept = {token: place for place, token in enumerate(tokens) if types[place] != TokenType.UNUSED}
     merges = [tuple(merge.split(" ", 1)) for merge in file.require("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab=kept, merges=merges, ignore_merges=pre in WHOLE_WORDS_FIRST))

@@ -18,8 +18,9 @@ from t3d.models.conversion.gguf_file import GGUFFile
 from t3d.models.families import FAMILIES
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
 from t3d.models.loading import check_layers, check_weights, load_tokenizer, one_line
+from t3d.models.plausible import check_generation_config, check_numbers, check_weights_suffice, room_for_weights
 
-BLOCK_FAMILIES = {"llama": "block_llama", "qwen2": "block_qwen2", "qwen3": "sdar"}
+BLOCK_FAMILIES = {"llama": "block_llama", "qwen2": "block_qwen2", "qwen3": "sdar", "qwen3_moe": "sdar_moe"}
 """`model_type` of an autoregressive model -> the family that has its layers."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """How configs call the number of experts."""
@@ -90,8 +91,8 @@ def _block_config(fields: Mapping[str, Any], name: str) -> BlockDiffusionConfig:
     model_type = fields.get("model_type")
     if model_type in FAMILIES:
         raise RequestError(f"model {name}: is a block-diffusion model already ({model_type}); train it as it is")
-    if any((fields.get(key) or 0) > 1 for key in EXPERTS):
-        raise RequestError(f"model {name}: a mixture of experts cannot be converted; choose a dense model")
+    if model_type not in BLOCK_FAMILIES and any(fields.get(key) not in (None, 0, 1) for key in EXPERTS):
+        raise RequestError(f"model {name}: of mixtures of experts only qwen3_moe can be converted, not {model_type!r}")
     if model_type not in BLOCK_FAMILIES:
         raise RequestError(
             f"model {name}: model_type {model_type!r} cannot be converted (known: {', '.join(BLOCK_FAMILIES)})"
@@ -104,6 +105,7 @@ def _block_config(fields: Mapping[str, Any], name: str) -> BlockDiffusionConfig:
         config = config_class.from_dict(kept)
     except Exception as error:  # transformers validates fields with several exception types
         raise RequestError(f"model {name}: its config is not valid: {one_line(error)}") from error
+    check_numbers(config, name)
     check_layers(config, name)
     return config
 
@@ -116,6 +118,10 @@ def _load(
     state: dict[str, Tensor] | None = None,
 ) -> BlockDiffusionModel:
     """The weights of `source`, or `state`, in the classes of the block-diffusion family."""
+    if source is not None:
+        check_generation_config(Path(source), name)
+    held = room_for_weights(Path(source)) if source is not None else _number_of_weights(state)
+    check_weights_suffice(config, name, held)
     _, model_class = FAMILIES[config.model_type]
     try:
         model, info = model_class.from_pretrained(
@@ -131,6 +137,10 @@ def _load(
         raise RequestError(f"model {name}: its weights cannot be read: {one_line(error)}") from error
     check_weights(name, info)
     return model.eval()
+
+
+def _number_of_weights(state: dict[str, Tensor] | None) -> int:
+    return sum(tensor.numel() for tensor in (state or {}).values())
 
 
 def _gguf_path(source: str, gguf_file: str | None) -> Path:
