@@ -14,6 +14,7 @@ from t3d import __version__
 from t3d.cli_bench import app as bench_app
 from t3d.cli_compare import compare
 from t3d.cli_convert import app as convert_app
+from t3d.cli_doctor import doctor
 from t3d.cli_eval import evaluate
 from t3d.cli_interop import PASS_THROUGH, lm_eval
 from t3d.cli_options import (
@@ -38,6 +39,7 @@ from t3d.cli_rollout import rollout
 from t3d.cli_serve import serve
 from t3d.cli_study import study, study_report
 from t3d.cli_view import view
+from t3d.credentials import Formatter, print_traceback, without_secrets
 from t3d.errors import RequestError, WorkError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -46,6 +48,7 @@ app.add_typer(convert_app, name="convert")
 app.command()(rollout)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(doctor)
 app.command()(serve)
 app.command()(study)
 app.command()(study_report)
@@ -59,7 +62,9 @@ def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Few-step decoding of block-diffusion language models by trajectory self-distillation."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="t3d: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter("t3d: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
     if version:
         print(__version__)
         raise typer.Exit
@@ -136,6 +141,7 @@ def demo(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    sys.excepthook = print_traceback
     sys.exit(run(sys.argv[1:]))
 
 
@@ -161,7 +167,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         code, message = _judge(error)
-        print("t3d: " + " ".join(message.split()), file=sys.stderr)
+        print("t3d: " + " ".join(without_secrets(message).split()), file=sys.stderr)
         return code
     return 0
 

@@ -40,7 +40,7 @@ def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.dev
     """
     compute, on_cuda = recipe.compute, device.type == "cuda"
     has_kernels = on_cuda and find_spec("triton") is not None
-    head_fits = config.head_dim >= SMALLEST_HEAD and config.head_dim & (config.head_dim - 1) == 0
+    head_fits = takes_heads(config)
     if compute.attention == "flex" and not on_cuda:
         raise RequestError("compute.attention flex: has no backward pass without CUDA; use sdpa")
     if compute.attention == "flex" and not head_fits:
@@ -50,3 +50,8 @@ def computing_of(recipe: Recipe, config: BlockDiffusionConfig, device: torch.dev
         compiled=has_kernels if compute.compile is None else compute.compile,
         hooked=hooked,
     )
+
+
+def takes_heads(config: BlockDiffusionConfig) -> bool:
+    """Whether FlexAttention's kernels take heads of this size."""
+    return config.head_dim >= SMALLEST_HEAD and config.head_dim & (config.head_dim - 1) == 0

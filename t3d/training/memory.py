@@ -45,9 +45,14 @@ def layers_to_checkpoint(num_layers: int, kept_bytes: int, input_bytes: int, fre
         0 .. L; L also where even that does not fit.
     """
     for count in range(num_layers):
-        if (num_layers - count + 1) * kept_bytes + count * input_bytes <= free_bytes:
+        if activation_bytes(num_layers, count, kept_bytes, input_bytes) <= free_bytes:
             return count
     return num_layers
+
+
+def activation_bytes(num_layers: int, count: int, kept_bytes: int, input_bytes: int) -> int:
+    """Of all layers, `count` of which only remember their input, and of the one whose backward runs."""
+    return (num_layers - count + 1) * kept_bytes + count * input_bytes
 
 
 def choose_layers(
@@ -94,8 +99,18 @@ def bytes_to_come(model: BlockDiffusionModel, optimizer: Optimizer) -> int:
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     gradients = sum(local_part(weight).nbytes for weight in trained if weight.grad is None)
     head = model.lm_head.weight
-    scratch = 4 * 2 * CHUNK_LOGITS + (3 * 4 * head.numel() if head.requires_grad else 2 * head.numel())
-    return gradients + _state_bytes(trained, optimizer) + scratch
+    return gradients + _state_bytes(trained, optimizer) + head_scratch_bytes(head.numel(), head.requires_grad)
+
+
+def head_scratch_bytes(num_weights: int, is_trained: bool, num_logits: int = CHUNK_LOGITS) -> int:
+    """What scoring takes for a while: some arrays of one chunk's logits, copies of the head, sums of its gradient.
+
+    Args:
+        num_weights: of the LM head.
+        is_trained: whether it has a gradient.
+        num_logits: of a chunk; fewer where no batch fills one.
+    """
+    return 4 * 2 * num_logits + (3 * 4 * num_weights if is_trained else 2 * num_weights)
 
 
 def _state_bytes(trained: Iterable[Tensor], optimizer: Optimizer) -> int:

@@ -59,6 +59,19 @@ def _check_objective(recipe: Recipe) -> None:
         )
 
 
+def check_shares(recipe: Recipe, num_processes: int) -> None:
+    """Refuse steps of too few examples.
+
+    Raises:
+        RequestError: some processes would have none.
+    """
+    if recipe.optim.examples_per_step < num_processes:
+        raise RequestError(
+            f"optim.examples_per_step {recipe.optim.examples_per_step}: must be at least one for each of the "
+            f"{num_processes} processes"
+        )
+
+
 def check_package(name: str, needed_by: str) -> None:
     """Refuse in one line if an optional package is missing.
 

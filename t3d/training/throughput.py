@@ -12,10 +12,19 @@ from dataclasses import dataclass
 import torch
 
 from t3d.corruption import PackedBatch
-from t3d.models import BlockDiffusionConfig
+from t3d.models import BlockDiffusionConfig, feed_forward_of
 
-BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
-"""FLOP/s of dense bf16 products by the vendor's data sheets (SXM parts), for names that hold the key."""
+BF16_PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+"""FLOP/s of dense bf16 products, summed in float32, by the vendor's data sheets (SXM parts), by a part of the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +56,14 @@ def work_of(batches: Iterable[PackedBatch]) -> Work:
 
 
 def forward_flops(config: BlockDiffusionConfig, work: Work) -> float:
-    """Floating-point operations of one forward: two for each multiply-add of the products."""
+    """Floating-point operations of one forward: two for each multiply-add of the products.
+
+    Of a mixture of experts those count that a token is sent to.
+    """
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    layer = config.hidden_size * (2 * queries + 2 * keys) + 3 * config.hidden_size * config.intermediate_size
-    products = 2.0 * config.num_hidden_layers * layer * work.num_tokens
+    projections = config.num_hidden_layers * config.hidden_size * (2 * queries + 2 * keys)
+    products = 2.0 * (projections + feed_forward_of(config).active) * work.num_tokens
     attention = 4.0 * config.num_hidden_layers * queries * work.num_pairs
     return products + attention + 2.0 * config.vocab_size * config.hidden_size * work.num_scored
 

@@ -41,10 +41,23 @@ def with_strategy(recipe: Recipe, num_weights: int, num_processes: int, device: 
         num_weights: of the model.
         num_processes: that train together.
         device: of this one; they are taken to be alike.
+
+    Raises:
+        RequestError: they cannot be grouped as `distributed.shards` says.
     """
+    return with_strategy_for(recipe, num_weights, num_processes, memory_of(device)) if num_processes > 1 else recipe
+
+
+def with_strategy_for(recipe: Recipe, num_weights: int, num_processes: int, memory: int | None) -> Recipe:
+    """`with_strategy` for devices of so many bytes, which need not be here; None: as many as it takes."""
     if num_processes == 1:
         return recipe
-    asked, memory = recipe.distributed, memory_of(device)
+    asked = recipe.distributed
+    if asked.shards is not None and num_processes % asked.shards:
+        raise RequestError(
+            f"distributed.shards {asked.shards}: must divide the number of processes, {num_processes}; leave it out to "
+            "shard over all of them"
+        )
     fits = memory is None or recipe.model.adapter is not None or state_bytes(recipe, num_weights) < STATE_SHARE * memory
     strategy = asked.strategy if asked.strategy != "auto" else ("ddp" if fits else "fsdp")
     roomy = memory is None or 4 * num_weights < GRADIENTS_SHARE * memory
@@ -58,6 +71,13 @@ def is_sharded(recipe: Recipe, num_processes: int) -> bool:
     return num_processes > 1 and recipe.distributed.strategy == "fsdp"
 
 
+def num_shards(recipe: Recipe, num_processes: int) -> int:
+    """Over how many processes everything is dealt out; 1: each holds all. The recipe's `distributed` is filled in."""
+    if not is_sharded(recipe, num_processes):
+        return 1
+    return recipe.distributed.shards or num_processes
+
+
 def state_bytes(recipe: Recipe, num_weights: int, num_shards: int = 1) -> int:
     """What each process holds whatever its batches: weights, gradients, moments, reference, and DDP's buckets.
 
@@ -68,13 +88,18 @@ def state_bytes(recipe: Recipe, num_weights: int, num_shards: int = 1) -> int:
         num_weights: of the model.
         num_shards: over which all of it is dealt out; 1: each process holds it all.
     """
-    objective = build_objective(recipe.objective.name, **recipe.objective.options)
-    has_copy = (objective.needs_reference or objective.needs_teacher) and recipe.reference.form in (None, "copy")
+    has_copy = has_frozen_model(recipe) and recipe.reference.form in (None, "copy")
     width = trained_dtype(recipe).itemsize
     moments = 2 if recipe.optim.optimizer == "adamw_8bit" else 2 * width
     buckets = width if num_shards == 1 else 0
     each = 2 * width + moments + buckets + (compute_dtype(recipe).itemsize if has_copy else 0)
     return each * num_weights // num_shards
+
+
+def has_frozen_model(recipe: Recipe) -> bool:
+    """Whether a reference or a teacher is held beside the student."""
+    objective = build_objective(recipe.objective.name, **recipe.objective.options)
+    return objective.needs_reference or objective.needs_teacher
 
 
 def check_evaluation(recipe: Recipe, num_weights: int, num_shards: int, device: torch.device) -> None:
@@ -83,7 +108,11 @@ def check_evaluation(recipe: Recipe, num_weights: int, num_shards: int, device: 
     Raises:
         RequestError: there is none.
     """
-    memory = memory_of(device)
+    check_evaluation_for(recipe, num_weights, num_shards, memory_of(device))
+
+
+def check_evaluation_for(recipe: Recipe, num_weights: int, num_shards: int, memory: int | None) -> None:
+    """`check_evaluation` for devices of so many bytes, which need not be here; None: as many as it takes."""
     if recipe.evaluation is None or memory is None:
         return
     held, copied = state_bytes(recipe, num_weights, num_shards), torch.bfloat16.itemsize * num_weights

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from t3d.models.sharding import whole as whole
+
 
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, in the same memory and without gradients; a plain one is all its own."""
@@ -13,17 +15,26 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor as a plain one; where it is sharded, all processes must ask."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process has whole, dealt out as `like` is; as it is if `like` is plain or it is dealt out."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def deal_out(own: DTensor, tensor: Tensor | None) -> None:
+    """Overwrite a sharded tensor by one that the main process has whole, of any dtype and device; all must ask.
+
+    Args:
+        own: lies where its processes compute.
+        tensor: of its shape; None in all processes but the main one.
+    """
+    part = local_part(own)
+    room = torch.empty(own.shape, dtype=part.dtype, device=part.device)
+    if tensor is not None:
+        room.copy_(tensor.detach())
+    part.copy_(distribute_tensor(room, own.device_mesh, own.placements).to_local())
 
 
 @torch.no_grad()
