@@ -5,4 +5,5 @@
 set -euo pipefail
 
 export OMP_NUM_THREADS=4
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300  # seconds for the last checkpoint after Ctrl-C; before torch 2.12 always 30
 torchrun --standalone --nproc-per-node gpu --module t3d.cli train "$@" --resume

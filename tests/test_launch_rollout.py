@@ -18,6 +18,7 @@ SKY = yaml.safe_load((LAUNCH / "rollout-ray.sky.yaml").read_text())
 SCRIPTS = {
     "slurm": (LAUNCH / "slurm-rollout.sbatch").read_text(),
     "torchrun": (LAUNCH / "torchrun-rollout.sh").read_text(),
+    "tensor parallel": (LAUNCH / "torchrun-tensor-parallel.sh").read_text(),
     "sky setup": SKY["setup"],
     "sky run": SKY["run"],
 }
@@ -36,7 +37,7 @@ def calls(program):
         (name, words[words.index(program) + 1 :])
         for name, script in SCRIPTS.items()
         for words in commands_of(script)
-        if program in words[:2]  # also after `until`
+        if program in words[:4]  # also after `until`, `||`
     ]
 
 
@@ -60,13 +61,16 @@ def check_rollout(words):
 
 def test_rollouts_have_the_options_that_they_are_given():
     (slurm, in_slurm), (sky, in_sky) = calls("t3d")
-    ((torchrun, under_torchrun),) = calls("torchrun")
-    assert (slurm, sky, torchrun) == ("slurm", "sky run", "torchrun")
+    under_torchrun = dict(calls("torchrun"))
+    assert (slurm, sky) == ("slurm", "sky run")
     assert check_rollout(in_slurm)["shard"] == "7/8"
     assert check_rollout(in_sky)["num_workers"] == 32
-    parsed = get_args_parser().parse_args(under_torchrun)
-    assert (parsed.module, parsed.training_script) == (True, "t3d.cli")
-    assert check_rollout(parsed.training_script_args)["resume"]
+    assert list(under_torchrun) == ["torchrun", "tensor parallel"]
+    for name, holders in (("torchrun", 1), ("tensor parallel", 2)):
+        parsed = get_args_parser().parse_args(under_torchrun[name])
+        assert (parsed.module, parsed.training_script) == (True, "t3d.cli")
+        asked = check_rollout(parsed.training_script_args)
+        assert (asked["resume"], asked["tensor_parallel"]) == (True, holders)
 
 
 def test_a_job_array_has_as_many_tasks_as_there_are_parts():

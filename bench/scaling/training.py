@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from stages import Failed, Result, Stage, run_stages, start
+
 STEPS, RESUMED_AT = 12, 6
 TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 """Of losses, relative to one process's: rounding, and what twelve steps make of it."""
 SHARDED = {"distributed": {"strategy": "fsdp"}}
-
-
-class Failed(RuntimeError):
-    """A stage did not do its work; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +41,8 @@ class Bench:
 def main() -> None:
     """Run what has no result yet, write everything into one file, and show it."""
     asked = arguments()
-    asked.work.mkdir(parents=True, exist_ok=True)
-    begin, stages = time.monotonic(), stages_of(asked)
-    results: dict[str, Any] = {}
-    for name, limit, work in stages:
-        file = asked.work / f"{name}.json"
-        left = asked.budget - (time.monotonic() - begin)
-        if file.exists() and "failed" not in json.loads(file.read_text()):
-            results[name] = json.loads(file.read_text())
-            continue
-        results[name] = run_stage(name, work, min(limit, left), asked.work)
-        file.write_text(json.dumps(results[name], indent=1) + "\n")
-        asked.out.write_text(json.dumps(results, indent=1) + "\n")
-    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    settings = {"processes": asked.processes, "tiny": asked.tiny}
+    results = run_stages(stages_of(asked), settings, asked.work, asked.out, asked.budget)
     print("\n".join(table(results)))
     sys.exit(any("failed" in result for result in results.values()))
 
@@ -76,21 +59,19 @@ def arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.tiny:
         asked.work, asked.out, asked.budget = asked.work / "tiny", asked.work / "tiny.json", 3600.0
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.work = asked.work.resolve()  # what is started runs elsewhere
     return asked
 
 
-def stages_of(asked: argparse.Namespace) -> list[tuple[str, float, Callable[[float], dict[str, Any]]]]:
-    """Name, limit in seconds and work of each stage, the most telling ones first."""
-    found: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
-        ("agreement", 600.0 if asked.tiny else 200.0, lambda limit: agreement(asked, limit))
-    ]
+def stages_of(asked: argparse.Namespace) -> list[Stage]:
+    """The most telling ones first."""
+    found = [Stage("agreement", 600.0 if asked.tiny else 200.0, lambda limit: agreement(asked, limit))]
     for bench in benches(asked):
-        found.append((bench.name, bench.seconds, lambda limit, bench=bench: measure(bench, asked, limit)))
+        found.append(Stage(bench.name, bench.seconds, lambda limit, bench=bench: measure(bench, asked, limit)))
     if not asked.tiny:
-        found.append(("agreement-compiled", 200.0, lambda limit: agreement_compiled(asked, limit)))
+        found.append(Stage("agreement-compiled", 200.0, lambda limit: agreement_compiled(asked, limit)))
     only = [name for name in asked.only.split(",") if name]
-    return [stage for stage in found if not only or stage[0] in only]
+    return [stage for stage in found if not only or stage.name in only]
 
 
 def benches(asked: argparse.Namespace) -> list[Bench]:
@@ -114,27 +95,12 @@ def benches(asked: argparse.Namespace) -> list[Bench]:
     ]
 
 
-def run_stage(name: str, work: Callable[[float], dict[str, Any]], limit: float, folder: Path) -> dict[str, Any]:
-    """The result of one stage, or why it has none."""
-    print(f"== {name}", flush=True)
-    begin = time.monotonic()
-    if limit < 20:
-        return {"failed": "no time was left for it: call again"}
-    try:
-        found = work(limit)
-    except Failed as error:
-        print(f"   {error}", flush=True)
-        found = {"failed": str(error)}
-    found["stage_seconds"] = round(time.monotonic() - begin, 1)
-    return found
-
-
-def measure(bench: Bench, asked: argparse.Namespace, limit: float) -> dict[str, Any]:
+def measure(bench: Bench, asked: argparse.Namespace, limit: float) -> Result:
     """The row of one measurement."""
     file = asked.work / f"row-{bench.name}.json"
     file.unlink(missing_ok=True)
     command = ["bench", "train", *bench.options.split(), "--out", str(file)]
-    start(["-m", "t3d.cli", *command], bench.processes, limit, asked)
+    start(["-m", "t3d.cli", *command], bench.processes, limit, asked.work, asked.tiny)
     written = json.loads(file.read_text())
     return {**written["rows"][0], "device": written["device"], "versions": written["versions"], "command": command}
 
@@ -148,7 +114,7 @@ def agreement(asked: argparse.Namespace, limit: float) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     rollouts = work / "rollouts"
     rollout = f"rollout --model story-mini --task story --limit 48 --max-new-tokens 64 --device cpu --out {rollouts}"
-    start(["-m", "t3d.cli", *rollout.split()], 1, limit, asked)
+    start(["-m", "t3d.cli", *rollout.split()], 1, limit, asked.work, asked.tiny)
     changes: dict[str, dict[str, Any]] = {
         "one-fp32": {},
         "one-bf16": {"precision": "bf16"},
@@ -215,7 +181,7 @@ def train(recipes: Sequence[dict[str, Any]], processes: int, end: float, asked: 
     )
     script = asked.work / "train_all.py"
     script.write_text(program)
-    start([str(script), str(file)], processes, end - time.monotonic(), asked)
+    start([str(script), str(file)], processes, end - time.monotonic(), asked.work, asked.tiny)
 
 
 def cut_short(whole: Path, copied: Path) -> None:
@@ -250,43 +216,6 @@ def precision_of(name: str) -> str:
 def metrics_of(out: Path) -> list[dict[str, float]]:
     """Of every optimizer step."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-# --- processes ---
-
-
-def start(program: Sequence[str], processes: int, limit: float, asked: argparse.Namespace) -> None:
-    """Run a Python program in one process, or in several that know each other; what it prints goes on.
-
-    Raises:
-        Failed: it ended with an error, or did not end in time.
-    """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), *program]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment.setdefault("OMP_NUM_THREADS", "1" if asked.tiny else "4")
-    if asked.tiny:
-        environment["ACCELERATE_USE_CPU"] = "true"
-    log = asked.work / "log.txt"
-    with log.open("w") as output:
-        running = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = running.wait(timeout=max(limit, 1))
-        except subprocess.TimeoutExpired:
-            raise Failed(f"not done after {limit:.0f} s; {last_lines(log)}") from None
-        finally:
-            if running.poll() is None:
-                os.killpg(running.pid, signal.SIGKILL)  # its own session: torchrun and what it started
-                running.wait()
-    if code != 0:
-        raise Failed(f"exit code {code}; {last_lines(log)}")
-
-
-def last_lines(log: Path, count: int = 25) -> str:
-    """The end of what a program said."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
 
 
 # --- what people see ---

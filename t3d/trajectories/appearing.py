@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -13,8 +14,21 @@ from t3d.errors import WorkError
 
 TEMPORARY_PREFIX = ".t3d-tmp-"
 ABANDONED_AFTER_SECONDS = 3600.0
-"""A temporary file of a process on another machine, which cannot be asked whether it lives, is then a leftover."""
-_HOST = socket.gethostname()
+"""A temporary file of a process somewhere else, which cannot be asked whether it lives, is then a leftover."""
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What file systems say that have nothing to do for a folder: some network and user-space ones."""
+
+
+def _place() -> str:
+    """Where the numbers of processes mean something: a machine, and a container on it (they may share its name)."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:  # not Linux
+        namespace = "0"
+    return f"{socket.gethostname()}-{namespace}"
+
+
+PLACE = _place()
 
 
 @contextlib.contextmanager
@@ -24,12 +38,12 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         WorkError: the file could not be written; nothing is left of it.
     """
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}@{_HOST}@{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}@{PLACE}@{target.name}")
     try:
         yield temporary
         _fsync(temporary)
         os.replace(temporary, target)
-        _fsync(target.parent)
+        _fsync_folder(target.parent)
     except OSError as error:
         raise WorkError(f"cannot write {target}: {reason_of(error)}") from error
     finally:
@@ -56,7 +70,7 @@ def _is_abandoned(file: Path) -> bool:
     pid, *rest = file.name.removeprefix(TEMPORARY_PREFIX).split("@", 2)
     if len(rest) < 2 or not pid.isdecimal():  # of an earlier version, which had its folder for itself
         return True
-    if rest[0] == _HOST and int(pid) != os.getpid():
+    if rest[0] == PLACE and int(pid) != os.getpid():
         return not _is_alive(int(pid))
     return time.time() - file.stat().st_mtime > ABANDONED_AFTER_SECONDS
 
@@ -77,3 +91,11 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from t3d.checksums import sealed, unsealed
 from t3d.config import PromptConfig
 from t3d.errors import RequestError, WorkError
 from t3d.trajectories.appearing import appearing, reason_of
 from t3d.trajectories.schema import TrajectoryMeta
 
 MANIFEST = ".manifest.json"
+MAX_SHARDS = 1_000_000
 _RECORD_NAME = re.compile(r"\.shard-(\d{5,})-[0-9a-f]{16}\.json")
 
 
@@ -54,16 +56,19 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest's text; without `shards`, which have records."""
-        return json.dumps({"meta": self.meta.to_dict(), **self._request()}, indent=1) + "\n"
+        return json.dumps(sealed({"meta": self.meta.to_dict(), **self._request()}), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """The manifest of a text, also an earlier version's; raises `RequestError` if the text is no manifest."""
         try:
-            content = json.loads(text)
-            shards = {entry.pop("index"): Shard(**entry) for entry in content.pop("shards", ())}
-            return cls(TrajectoryMeta.from_dict(content.pop("meta")), **content, shards=shards)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            content = unsealed(text)
+            shards = {_count(entry.pop("index")): _shard(entry) for entry in content.pop("shards", ())}
+            manifest = cls(TrajectoryMeta.from_dict(content.pop("meta")), **content, shards=shards)
+            if not 1 <= _count(manifest.num_shards) <= MAX_SHARDS:
+                raise ValueError(f"num_shards must be from 1 to {MAX_SHARDS:,}")
+            return manifest
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError(f"not a trajectory manifest ({error})") from error
 
     def _facts(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise RequestError(
             f"{folder} has no {MANIFEST}; give a folder that `t3d rollout` wrote, with its hidden file"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # not there, not UTF-8, or no manifest
         raise RequestError(f"{file} cannot be read: {reason_of(error)}; choose another folder") from error
 
 
@@ -108,7 +113,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 
 def save_record(folder: Path, index: int, shard: Shard) -> None:
     """Write the record of a shard whose file is about to appear; raises `WorkError` if the disk refuses."""
-    _save(_record_file(folder, index, shard.sha256), json.dumps(asdict(shard)) + "\n")
+    _save(_record_file(folder, index, shard.sha256), json.dumps(sealed(asdict(shard))) + "\n")
 
 
 def remove_records(folder: Path, index: int) -> None:
@@ -148,9 +153,26 @@ def _record_file(folder: Path, index: int, sha256: str) -> Path:
 def _read_record(file: Path) -> Shard | None:
     """A record; None if it is none, or gone: its shard then counts as missing, and is written again."""
     try:
-        return Shard(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _shard(unsealed(file.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _shard(fields: dict[str, Any]) -> Shard:
+    """A record from what JSON holds of it; raises `TypeError` or `ValueError` if that is none."""
+    shard = Shard(**fields)
+    if not isinstance(shard.sha256, str):
+        raise TypeError("sha256 must be text")
+    return Shard(_count(shard.num_rows), shard.sha256)
+
+
+def _count(value: object) -> int:
+    """A whole number from 0 that JSON holds; raises `TypeError` or `ValueError` if it is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    if not 0 <= value < 2**63:
+        raise ValueError("a number is out of range")
+    return value
 
 
 def _save(file: Path, text: str) -> None:

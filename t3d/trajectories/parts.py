@@ -44,23 +44,35 @@ class Part:
 WHOLE = Part()
 
 
-def rank_of(environment: Mapping[str, str]) -> Part:
+def rank_of(environment: Mapping[str, str], each: int = 1) -> Part:
     """This process among those that torchrun or `accelerate launch` started; the whole where neither did.
 
     Args:
         environment: with RANK and WORLD_SIZE, if they did.
+        each: so many processes in a row hold one model and are one part together.
+
+    Raises:
+        RequestError: their number is no multiple of `each`.
     """
-    return Part(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
+    rank, count = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    if count % each:
+        raise RequestError(
+            f"--tensor-parallel {each} takes {each} processes a model, and there are {count}: start it by torchrun "
+            f"--nproc-per-node {each}, or a multiple"
+        )
+    return Part(rank // each, count // each)
 
 
-def use_own_gpu(environment: Mapping[str, str]) -> None:
-    """Make the GPU that LOCAL_RANK names the one that "cuda" means in this process.
+def use_own_gpu(environment: Mapping[str, str], device: str | None) -> None:
+    """Make the GPU that LOCAL_RANK names the one that "cuda" means in this process, unless it is to use the CPU.
 
     Raises:
         RequestError: the machine has fewer GPUs than processes.
     """
     import torch
 
+    if device == "cpu":
+        return
     number, num_gpus = int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if num_gpus and number >= num_gpus:
         raise RequestError(f"LOCAL_RANK is {number}, and there are {num_gpus} GPUs: start one process a GPU")

@@ -61,6 +61,8 @@ def rollout(
     engine.check(work.prompt_ids, decoding)  # all of them, before the first shard
     meta = rollout_meta(engine, decoding, model_name, form)
     writer = TrajectoryWriter(folder, meta, work.fingerprint, len(work.shards), resume, part)
+    if shown:
+        work.warn_of_idle(part.count)
     summary, started = RolloutSummary(), time.monotonic()
     name = "roll out" if part == WHOLE else f"roll out {part}"
     done, total = (sum(len(work.shards[i]) for i in each) for each in (writer.finished, part.of(len(work.shards))))

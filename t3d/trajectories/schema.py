@@ -6,13 +6,15 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from t3d.config import PromptConfig
+from t3d.config.base import first_fault
 from t3d.errors import RequestError
 from t3d.types import FinishReason, Trajectory
 
@@ -35,7 +37,11 @@ SCHEMA = pa.schema(
 METADATA_KEY = b"t3d"
 _NULLABLE = "answer"
 _PER_TOKEN = ("reveal_step", "confidence")  # lists as long as response_ids
+_IDS = ("prompt_ids", "response_ids")
+_COUNTS = ("sample", "num_forwards", "seed")
 _FINISH_REASONS = get_args(FinishReason)
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_Count = Annotated[int, Field(ge=1, le=2**31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +63,17 @@ class TrajectoryMeta:
     model: str
     revision: str | None
     tokenizer_fingerprint: str
-    mask_token_id: int
-    eos_token_ids: tuple[int, ...]
-    block_size: int
-    steps_per_block: int
+    mask_token_id: _TokenId
+    eos_token_ids: tuple[_TokenId, ...]
+    block_size: _Count
+    steps_per_block: _Count
     rule: str
-    temperature: float
+    temperature: FiniteFloat
     top_k: int
-    top_p: float
-    threshold: float
-    entropy_bound: float
-    max_new_tokens: int
+    top_p: FiniteFloat
+    threshold: FiniteFloat
+    entropy_bound: FiniteFloat
+    max_new_tokens: _Count
     seed: int
     software_version: str
     prompt: PromptConfig | None = None
@@ -81,15 +87,20 @@ class TrajectoryMeta:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrajectoryMeta:
-        """The inverse of `to_dict`; raises `RequestError` naming a field that is missing or unknown."""
+        """The inverse of `to_dict`; raises `RequestError` naming a field that is missing, unknown or wrong."""
         names = {field.name for field in fields(cls)}
         values = {"prompt": None, **values}
         if missing := sorted(names - values.keys()):
             raise RequestError(f"trajectory metadata lacks the field {missing[0]!r}")
         if unknown := sorted(values.keys() - names):
             raise RequestError(f"trajectory metadata has the unknown field {unknown[0]!r}")
-        prompt = values.pop("prompt")
-        return cls(**values, prompt=prompt and PromptConfig.model_validate(prompt))
+        try:
+            return _META.validate_python(values)
+        except ValidationError as error:
+            raise RequestError(f"trajectory metadata: {first_fault(error)}") from error
+
+
+_META = TypeAdapter(TrajectoryMeta)
 
 
 def schema_with_meta(meta: TrajectoryMeta) -> pa.Schema:
@@ -108,7 +119,7 @@ def meta_from_schema(schema: pa.Schema, source: str) -> TrajectoryMeta:
         raise RequestError(f"{source} carries no t3d metadata; give a file that `t3d rollout` wrote")
     try:
         return TrajectoryMeta.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(f"{source}: {error}; give a file that this version of t3d wrote") from error
 
 
@@ -161,7 +172,7 @@ def check_table(table: pa.Table, source: str, first_row: int = 0) -> None:
 
     Raises:
         RequestError: names the file, the row (counted from 0) and what is wrong with it: a missing value,
-            lists of different length, a reveal step below 1, an unknown finish reason.
+            lists of different length, a reveal step below 1, an id or count below 0, an unknown finish reason.
     """
     for bad_rows, message in _faults(table):
         if len(bad_rows):
@@ -182,6 +193,10 @@ def _faults(table: pa.Table) -> Iterator[tuple[np.ndarray, str]]:
         yield _where(pc.not_equal(other, length)), f"{name} and response_ids differ in length"
     steps = columns["reveal_step"]
     yield _rows_where(steps, pc.less(steps.flatten(), 1)), "reveal_step must be at least 1 everywhere"
+    for name in _IDS:
+        yield _rows_where(columns[name], pc.less(columns[name].flatten(), 0)), f"{name} must be 0 or more everywhere"
+    for name in _COUNTS:
+        yield _where(pc.less(columns[name], 0)), f"{name} must be 0 or more"
     known = pc.is_in(columns["finish_reason"], value_set=pa.array(_FINISH_REASONS))
     yield _where(pc.invert(known)), f"finish_reason must be one of {', '.join(_FINISH_REASONS)}"
 

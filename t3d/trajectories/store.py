@@ -13,7 +13,6 @@ that they all rewrite.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from t3d.checksums import sha256_of
 from t3d.errors import RequestError, WorkError
 from t3d.trajectories.appearing import TEMPORARY_PREFIX, appearing, reason_of, remove_leftovers
 from t3d.trajectories.manifest import (
@@ -128,7 +128,9 @@ class TrajectoryWriter:
         except OSError as error:
             raise WorkError(f"cannot write {self.folder}: {reason_of(error)}") from error
         foreign = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
-        if (self.folder / MANIFEST).exists():  # after the look into the folder: another part may begin it just now
+        # Asked for after the look into the folder, since another part may begin it just now; where a network file
+        # system answers from what it knew before, the look counts.
+        if MANIFEST in names or (self.folder / MANIFEST).exists():
             return True
         if foreign:
             raise RequestError(f"{self.folder} holds {foreign[0]!r} and is no trajectory folder; choose another --out")
@@ -180,9 +182,3 @@ def damage_of(folder: Path, manifest: Manifest, index: int) -> str | None:
     except OSError as error:
         return f"{file} cannot be read ({reason_of(error)})"
     return None if intact else f"{file} is damaged (its checksum differs)"
-
-
-def sha256_of(file: Path) -> str:
-    """A file's checksum in hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

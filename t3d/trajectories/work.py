@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from t3d.engine.engine import OnFinish
 from t3d.errors import RequestError
 from t3d.noise import derive_seeds
 from t3d.types import Decoding, Generation, Prompt, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -90,6 +93,18 @@ class WorkList:
     def prompt_ids(self) -> list[list[int]]:
         """The tokens of each prompt once, in order."""
         return [item.prompt_ids for shard in self.shards for item in shard if item.sample == 0]
+
+    def warn_of_idle(self, num_engines: int) -> None:
+        """Say so if there is not a shard for each of so many engines."""
+        if (idle := num_engines - len(self.shards)) > 0:
+            logger.warning(
+                "%d of %d engines have nothing to do: there are only %d shards; --rows-per-shard %d, in a new folder, "
+                "would spread them",
+                idle,
+                num_engines,
+                len(self.shards),
+                max(1, len(self) // num_engines),
+            )
 
 
 def make_work_list(

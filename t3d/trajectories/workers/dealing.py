@@ -19,8 +19,10 @@ LOSSES_PER_SHARD = 3
 """A shard that so many workers were lost with is given up."""
 RESTARTS_PER_WORKER = 3
 """So many workers are started in a lost one's place, for each there should be, without a shard finished in between."""
-PATIENCE_SECONDS = 600.0
-"""That the first worker gets to be ready, and any later one while there is no other."""
+PATIENCE_SECONDS = 1800.0
+"""That the first worker gets to be ready, and any later one while there is no other: it may fetch its model first."""
+REMINDER_SECONDS = 60.0
+"""So often people are told that no worker is ready."""
 
 GreetingT = TypeVar("GreetingT")
 ResultT = TypeVar("ResultT")
@@ -44,10 +46,18 @@ class Done(Generic[ResultT]):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker is no more, whatever it was doing; `reason` in one line."""
+    """A worker is no more.
+
+    Attributes:
+        worker: its number.
+        reason: in one line.
+        had_begun: whether it may have been at the shard in its hands, so that the shard may be what killed it; one that
+            died while it had nothing to do is missed only when it is given something.
+    """
 
     worker: int
     reason: str
+    had_begun: bool = True
 
 
 class Crew(Protocol[GreetingT, ResultT]):
@@ -146,27 +156,35 @@ class Dealer(Generic[GreetingT, ResultT]):
 
     def _next(self) -> Ready[GreetingT] | Done[ResultT] | Lost:
         """The next event; of who is ready and who is lost it is taken note here."""
-        alone = not self._idle and not self._hands
-        event = self._crew.wait(PATIENCE_SECONDS if alone else None)
-        if event is None:
-            raise WorkError(
-                f"no worker was ready within {PATIENCE_SECONDS:.0f} s: has the cluster room? See `ray status`"
-            )
+        event = self._crew.wait(None) if self._idle or self._hands else self._first_sign()
+        assert event is not None  # nothing limits the wait
         if isinstance(event, Ready):
             self._starting.remove(event.worker)
             self._idle.append(event.worker)
             self._watch(Note("ready", event.worker))
         elif isinstance(event, Lost):
-            self._lose(event.worker, event.reason)
+            self._lose(event.worker, event.reason, event.had_begun)
         return event
 
-    def _lose(self, worker: int, reason: str) -> None:
+    def _first_sign(self) -> Ready[GreetingT] | Done[ResultT] | Lost:
+        """The next event while there is nobody but workers that start."""
+        waited = 0.0
+        while waited < PATIENCE_SECONDS:
+            if (event := self._crew.wait(REMINDER_SECONDS)) is not None:
+                return event
+            waited += REMINDER_SECONDS
+            logger.warning(
+                "no worker is ready after %.0f s: has the cluster room (`ray status`)? Or it loads its model", waited
+            )
+        raise WorkError(f"no worker was ready within {waited:.0f} s; what is finished is on disk, --resume goes on")
+
+    def _lose(self, worker: int, reason: str, had_begun: bool) -> None:
         self._starting.discard(worker)
         shard = self._hands.pop(worker, None)
         if worker in self._idle:
             self._idle.remove(worker)
         self._watch(Note("lost", worker, shard))
-        fate = "it had no shard" if shard is None else self._take_back(worker, shard, reason)
+        fate = "it had no shard" if shard is None else self._take_back(worker, shard, reason, had_begun)
         more = self._restarts < RESTARTS_PER_WORKER * self._num_workers
         if more:
             self._restarts += 1
@@ -176,9 +194,9 @@ class Dealer(Generic[GreetingT, ResultT]):
         if not (self._starting or self._idle or self._hands):
             raise WorkError(f"no worker is left: {reason}; what is finished is on disk, --resume goes on")
 
-    def _take_back(self, worker: int, shard: int, reason: str) -> str:
+    def _take_back(self, worker: int, shard: int, reason: str, had_begun: bool) -> str:
         """A lost worker's shard goes to the next one; says what becomes of it."""
-        self._losses[shard] += 1
+        self._losses[shard] += had_begun
         if self._losses[shard] < LOSSES_PER_SHARD:
             self._queue.appendleft(shard)
             return f"shard {shard} will be redone"

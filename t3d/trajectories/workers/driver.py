@@ -61,6 +61,7 @@ def rollout_by_ray(
         spec = replace(spec, model=str(Path(spec.model).resolve()))
     job = Job(spec, decoding, model_name, form, num_threads=cluster.cpus_per_worker)
     with RayCrew(job, work, cluster) as crew:
+        work.warn_of_idle(crew.num_workers)
         num_workers = min(crew.num_workers, len(work.shards))
         dealer: Dealer[Welcome, Finished] = Dealer(crew, num_workers, lambda note: watch(note, crew.welcomes))
         meta = dealer.first_greeting().meta

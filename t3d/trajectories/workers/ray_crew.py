@@ -16,8 +16,12 @@ from t3d.trajectories.work import WorkList
 from t3d.trajectories.workers.dealing import Done, Lost, Ready
 from t3d.trajectories.workers.worker import Finished, Job, Welcome, Worker
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 1.0
 """How long Ray is waited for at a time: Ctrl-C is heard in between."""
+_LOCAL = "local"
+"""Ray's name for a cluster that is begun on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,19 @@ class Cluster:
     cpus_per_worker: int = 1
 
 
-def import_ray() -> ModuleType:
-    """Ray, which is an optional extra; raises `RequestError` where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+def import_ray(local: bool = False) -> ModuleType:
+    """Ray, which is an optional extra.
+
+    Args:
+        local: for a cluster of this machine alone. Ray asks nobody who he is, so it must listen on the loopback address
+            only: that is what the second variable does on every platform, and `ray.init` has no argument for it.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # both are read when it is imported
+    if local:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -59,11 +73,12 @@ class RayCrew:
     """
 
     def __init__(self, job: Job, work: WorkList, cluster: Cluster) -> None:
-        self._ray = import_ray()
+        address = cluster.address or os.environ.get("RAY_ADDRESS", _LOCAL)
+        self._ray = import_ray(local=address == _LOCAL)
         self._job, self._work = job, work
         self._began_cluster = not self._ray.is_initialized()
         if self._began_cluster:
-            _connect(self._ray, cluster.address)
+            _connect(self._ray, address)
         try:
             offered = self._ray.cluster_resources()
             resources = _resources_of(offered, job, cluster)
@@ -75,6 +90,8 @@ class RayCrew:
             raise
         self._actors: list[Any] = []
         self._pending: dict[Any, int] = {}
+        self._is_there: dict[int, Any] = {}
+        self._has_results = False
         self.welcomes: dict[int, Welcome] = {}
 
     def __enter__(self) -> RayCrew:
@@ -99,13 +116,15 @@ class RayCrew:
 
     def give(self, worker: int, shard: int) -> None:
         """As `Crew`."""
+        self._is_there[worker] = self._actors[worker].is_there.remote()
         self._pending[self._actors[worker].decode.remote(self._work.shards[shard])] = worker
 
     def wait(self, seconds: float | None) -> Ready[Welcome] | Done[Finished] | Lost | None:
         """As `Crew`.
 
         Raises:
-            RequestError: a worker finds the request wrong.
+            RequestError: a worker finds the request wrong before any has finished a shard. Later that is the worker's
+                fault, a machine that joined without the model, say: it is lost, and the others go on.
         """
         waited = 0.0
         while seconds is None or waited < seconds:
@@ -119,43 +138,56 @@ class RayCrew:
         worker = self._pending.pop(reference)
         try:
             result = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            if isinstance(cause := getattr(error, "cause", None), RequestError):
+            if isinstance(result, Welcome):
+                self._welcome(worker, result)
+                return Ready(worker, result)
+        except (self._ray.exceptions.RayError, RequestError) as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, RequestError) and not self._has_results:
                 raise cause from None
+            had_begun = self._had_begun(worker)
             self._end(worker)
             where = f"{self.welcomes[worker]}, " if worker in self.welcomes else ""
-            return Lost(worker, where + _reason_of(error))
-        if isinstance(result, Welcome):
-            self._welcome(worker, result)
-            return Ready(worker, result)
+            return Lost(worker, where + _reason_of(error), had_begun)
+        self._has_results = True
         return Done(worker, result)
+
+    def _had_begun(self, worker: int) -> bool:
+        """Whether a worker answered after it was given its shard."""
+        asked = self._is_there.get(worker)
+        if asked is None or not self._ray.wait([asked], timeout=0)[0]:
+            return False
+        try:
+            return bool(self._ray.get(asked))
+        except self._ray.exceptions.RayError:
+            return False
 
     def _welcome(self, worker: int, welcome: Welcome) -> None:
         """Take a worker in, unless its rows would not be those of the others."""
         first = next(iter(self.welcomes.values()), welcome)
-        self.welcomes[worker] = welcome
         old, new = first.meta.to_dict(), welcome.meta.to_dict()
         if differing := [name for name in old if old[name] != new[name]]:
             raise RequestError(
                 f"{welcome} has {differing[0]} {new[differing[0]]!r}, {first} has {old[differing[0]]!r}: "
                 "give all machines the same model and the same t3d"
             )
+        self.welcomes[worker] = welcome
 
     def _end(self, worker: int) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):  # it is gone already
             self._ray.kill(self._actors[worker])
 
 
-def _connect(ray: ModuleType, address: str | None) -> None:
+def _connect(ray: ModuleType, address: str) -> None:
     """Join a cluster, or begin one on this machine, which nobody outside of it can reach."""
-    options: dict[str, Any] = {"address": address or os.environ.get("RAY_ADDRESS", "local")}
-    if options["address"] == "local":
+    options: dict[str, Any] = {"address": address}
+    if address == _LOCAL:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
-        raise RequestError(f"--address {options['address']}: no Ray cluster there ({told})") from error
+        raise RequestError(f"--address {address}: no Ray cluster there ({told})") from error
 
 
 def _resources_of(offered: Mapping[str, float], job: Job, cluster: Cluster) -> dict[str, float]:
@@ -164,14 +196,20 @@ def _resources_of(offered: Mapping[str, float], job: Job, cluster: Cluster) -> d
     Raises:
         RequestError: it offers less.
     """
-    if offered.get("GPU", 0) >= 1 and job.spec.device != "cpu":
+    device = job.spec.device or ""
+    are_to_join = device.startswith("cuda") and cluster.num_workers is not None
+    if device != "cpu" and (offered.get("GPU", 0) >= 1 or are_to_join):
         return {"num_gpus": 1, "num_cpus": 1}
-    if job.spec.device == "cuda":
-        raise RequestError("--device cuda: the Ray cluster has no GPU")
+    if device.startswith("cuda"):
+        raise RequestError(
+            f"--device {device}: the Ray cluster has no GPU; if machines with GPUs are to join it, give --num-workers"
+        )
     if offered.get("CPU", 0) < cluster.cpus_per_worker:
         raise RequestError(
             f"--cpus-per-worker {cluster.cpus_per_worker}: the cluster has {offered.get('CPU', 0):g} cores"
         )
+    if not device:
+        logger.warning("the Ray cluster has no GPU: workers decode on CPU cores; --device cpu says that this is meant")
     return {"num_cpus": cluster.cpus_per_worker}
 
 
@@ -187,6 +225,6 @@ def _reason_of(error: Exception) -> str:
         return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
     text = " ".join(str(error).split())
     if type(error).__name__ == "ActorUnavailableError":
-        return "its node is gone, or the network to it"
+        return "it cannot be reached: its process, its node or the network is gone"
     known = re.search(r"The actor (?:is dead|died) because ([^.]+)", text)  # its worker process, or its node, has died
     return known[1] if known else text.split(". ")[0][:200]

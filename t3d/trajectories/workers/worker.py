@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from t3d.config import PromptConfig
 from t3d.engine import Engine
+from t3d.errors import RequestError
 from t3d.trajectories.rollout import rollout_meta
 from t3d.trajectories.schema import TrajectoryMeta, rows_to_table
 from t3d.trajectories.work import RolloutSummary, WorkItem, decode
@@ -32,8 +34,8 @@ class EngineSpec:
     backend: str | None = None
     memory_gib: float | None = None
 
-    def build(self) -> Engine:
-        """Load the model."""
+    def build(self, mesh: DeviceMesh | None = None) -> Engine:
+        """Load the model, or this process's part of it, as `Engine.from_pretrained` does."""
         return Engine.from_pretrained(
             self.model,
             dtype=self.dtype,
@@ -41,6 +43,7 @@ class EngineSpec:
             max_batch_size=self.max_batch_size,
             backend=self.backend,
             memory_gib=self.memory_gib,
+            mesh=mesh,
         )
 
 
@@ -84,10 +87,18 @@ class Worker:
             RequestError: no such model, a prompt that cannot be decoded, ...
         """
         torch.set_num_threads(job.num_threads)
-        self._job, self._engine = job, job.spec.build()
-        self._engine.check(prompt_ids, job.decoding)
+        host = socket.gethostname()
+        try:
+            self._job, self._engine = job, job.spec.build()
+            self._engine.check(prompt_ids, job.decoding)
+        except RequestError as error:
+            raise RequestError(f"{error} (on {host})") from error
         self._meta = rollout_meta(self._engine, job.decoding, job.model_name, job.form)
-        return Welcome(socket.gethostname(), os.getpid(), self._meta)
+        return Welcome(host, os.getpid(), self._meta)
+
+    def is_there(self) -> bool:
+        """Answer: whatever is called after this one is then under way."""
+        return True
 
     def decode(self, shard: Sequence[WorkItem]) -> Finished:
         """The rows of a shard, as a single process would have made them."""
