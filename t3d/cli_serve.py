@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from t3d.cli_options import (
     RuleOption,
     StepsOption,
     TemperatureOption,
+    TensorParallelOption,
     ThresholdOption,
     TopKOption,
     TopPOption,
@@ -34,7 +36,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[
-        list[str] | None, typer.Option(envvar="T3D_API_KEY", help="Clients must send it; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            envvar="T3D_API_KEY",
+            help="Clients must send it; may be repeated. Others on this machine can see it: take --api-key-file.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with keys, one a line, of which clients must send one.")
     ] = None,
     block_size: BlockOption = None,
     steps_per_block: StepsOption = None,
@@ -55,6 +64,7 @@ def serve(
     memory_gib: Annotated[
         float | None, typer.Option(min=0.0, help="GiB of the device for all models; default: nine tenths of it.")
     ] = None,
+    tensor_parallel: TensorParallelOption = 1,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     request_timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
@@ -65,6 +75,11 @@ def serve(
     shutdown_seconds: Annotated[float, typer.Option(help="That running requests get at the end.")] = 30.0,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to try it in."""
+    if tensor_parallel > 1:
+        raise RequestError(
+            "t3d serve answers with one GPU a model; for one that does not fit use t3d rollout --tensor-parallel, or a "
+            "server that shares SDAR models out: SGLang, LMDeploy"
+        )
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise RequestError(f"t3d serve needs {missing[0]}: pip install 't3d[serve]'")
@@ -76,7 +91,7 @@ def serve(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_tokens, seed=0
     )
     settings = Settings(
-        api_keys=tuple(api_key or ()),
+        api_keys=(*(api_key or ()), *(keys_of(api_key_file) if api_key_file else ())),
         request_timeout=request_timeout,
         read_timeout=read_timeout,
         max_waiting=max_waiting,
@@ -87,9 +102,26 @@ def serve(
     )
     listener = bind(host, port)  # before the models: a wrong address shows at once
     if not is_loopback(host) and not settings.api_keys:
-        print(f"t3d: warning: anyone who reaches {host} can use this server; --api-key closes it", file=sys.stderr)
+        print(f"t3d: warning: anyone who reaches {host} can use this server; --api-key-file closes it", file=sys.stderr)
     served = load_served(model, defaults, ModelOptions(device, dtype, max_batch_size, max_positions, memory_gib))
     service = Service(served, settings.max_waiting, settings.request_timeout)
     names = ", ".join(service.models)
     if not run(service, settings, listener, lambda: print(f"{address_of(listener)} serves {names}", flush=True)):
         raise KeyboardInterrupt("running requests were dropped")
+
+
+def keys_of(file: Path) -> tuple[str, ...]:
+    """The keys of a file, one a line.
+
+    Raises:
+        RequestError: it cannot be read, or has none.
+    """
+    try:
+        keys = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"--api-key-file {file}: cannot be read: {getattr(error, 'strerror', 'not text')}"
+        ) from error
+    if not keys:
+        raise RequestError(f"--api-key-file {file}: has no key; write one a line")
+    return keys

@@ -96,7 +96,7 @@ class ServedModel:
 def name_and_source(spec: str) -> tuple[str, str]:
     """`NAME=PATH`, or a folder, hub id or built-in name that is its own name."""
     name, separator, source = spec.partition("=")
-    if not separator or Path(spec).exists():
+    if not separator or "://" in name or Path(spec).exists():
         return spec, spec
     if not name or not source:
         raise RequestError(f"--model {spec}: write NAME=PATH, or the path alone")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from t3d.errors import RequestError
 
@@ -13,7 +13,7 @@ class Settings:
     """Limits; wrong ones raise `RequestError` on construction.
 
     Attributes:
-        api_keys: any of them opens the server; none: it is open.
+        api_keys: any of them opens the server; none: it is open. Not shown.
         request_timeout: seconds that a request may take in all.
         read_timeout: seconds that a client may take to send a header or a body, or to read on.
         max_waiting: answers of one model that may wait beside those that are decoded.
@@ -23,7 +23,7 @@ class Settings:
         shutdown_seconds: that running requests get to finish when the server is told to end.
     """
 
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     request_timeout: float = 600.0
     read_timeout: float = 15.0
     max_waiting: int = 2048

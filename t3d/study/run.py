@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from t3d.config.study import StudyConfig
+from t3d.credentials import typed_command
 from t3d.errors import RequestError, WorkError
 from t3d.progress import Reporter, progress
 from t3d.study.cells import RUN, tasks_of
@@ -174,7 +174,7 @@ def _starts(out: Path, jobs: int, devices: int) -> tuple[Start, ...]:
 def _this_start(jobs: int, devices: int) -> Start:
     return Start(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["t3d", *sys.argv[1:]]),
+        command=typed_command(),
         jobs=jobs,
         devices=devices,
         versions=versions(),

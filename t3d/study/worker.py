@@ -11,9 +11,9 @@ import json
 import os
 import signal
 import threading
-import traceback
 from queue import SimpleQueue
 
+from t3d.credentials import print_traceback, without_secrets
 from t3d.study.jobs import Request, do
 
 
@@ -37,8 +37,8 @@ def _error_of(line: bytes) -> str | None:
     try:
         do(Request.model_validate_json(line).job)
     except Exception as error:
-        traceback.print_exc()
-        return " ".join(f"{error}".split()) or type(error).__name__
+        print_traceback(type(error), error, error.__traceback__)
+        return " ".join(without_secrets(f"{error}").split()) or type(error).__name__
     return None
 
 
