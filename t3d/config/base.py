@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from t3d.credentials import holds_credentials
 
 
 class Config(BaseModel):
-    """Base of all configs: frozen, and an unknown field is an error."""
+    """Base of all configs: frozen, an unknown field is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, fields: Any) -> Any:
+        """A run writes its config down in many places."""
+        for name in fields if isinstance(fields, dict) else ():
+            if any(map(holds_credentials, _texts(fields[name]))):
+                raise ValueError(f"{name}: leave user name, password and key out of the URL: a run writes it down")
+        return fields
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that is text in a field."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for each in value.values() for text in _texts(each))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in _texts(each))
 
 
 @dataclass(frozen=True, slots=True)

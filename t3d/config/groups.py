@@ -53,14 +53,15 @@ class AdapterConfig(Config):
         rank: of each adapter.
         alpha: the adapter's product is scaled by alpha / rank; None is 2 * rank.
         dropout: of the adapters' input.
-        targets: names of the linear layers that get one.
+        targets: names of the linear layers that get one; None is all of the decoder's. Experts and their router are no
+            linear layers: of a mixture the attention gets adapters.
     """
 
     type: Literal["lora", "dora"] = "lora"
     rank: int = Field(32, ge=1)
     alpha: float | None = Field(None, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] | None = None
 
 
 class ModelConfig(Config):
@@ -139,6 +140,9 @@ class OptimConfig(Config):
         clip_norm: of the gradient.
         warmup_steps: from 0 to `lr`.
         final_lr_share: the cosine ends at this share of `lr`.
+        on_nonfinite: what becomes of a step whose loss or gradient is not finite. Its update is never made; the run
+            stops, or goes on without it (skip).
+        max_skipped: steps in a row that are skipped; at the next one the run stops.
         moments_from: folder of a finished run whose last moments AdamW goes on from; None starts from zero.
         keep_moments: leave the last moments in `out`, for another run's `moments_from`.
     """
@@ -152,6 +156,8 @@ class OptimConfig(Config):
     clip_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(20, ge=0)
     final_lr_share: float = Field(0.1, ge=0, le=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = Field(3, ge=1)
     moments_from: str | None = None
     keep_moments: bool = False
 
@@ -212,10 +218,19 @@ class DistributedConfig(Config):
             auto: ddp where all that a process would hold fits its device, else fsdp.
         gradients: of fsdp, between the batches of a step: whole (each process keeps its own until the last batch, and
             they are exchanged once a step) or sharded (exchanged after every batch); None is whole where they fit well.
+        shards: of fsdp, over how many processes, neighbours by rank, everything is sharded; each such group holds the
+            same, and gradients are averaged over groups. It divides the number of processes; None is all of them.
     """
 
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     gradients: Literal["whole", "sharded"] | None = None
+    shards: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _shards_of_fsdp(self) -> Self:
+        if self.shards is not None and self.strategy != "fsdp":
+            raise ValueError(f"shards: strategy {self.strategy} has none to count; set strategy: fsdp too")
+        return self
 
 
 class CheckpointConfig(Config):

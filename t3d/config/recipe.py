@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from t3d.config.base import Config, first_fault
@@ -26,6 +25,7 @@ from t3d.config.groups import (
     ReferenceConfig,
     TrackingConfig,
 )
+from t3d.config.plain_yaml import MAX_DEPTH, parse_yaml
 from t3d.config.prompting import PromptConfig
 from t3d.config.rounds import RoundConfig, StopRoundsConfig
 from t3d.config.schedule import write_out_repeats, write_out_shared
@@ -169,21 +169,20 @@ def load_fields(path: str | Path, overrides: Sequence[str], name: str, keys: str
         RequestError: no such file, not YAML, or not a mapping.
     """
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        fields = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise RequestError(f"{name}: {error}") from error
     if not isinstance(fields, dict):
         raise RequestError(f"{name}: must be a mapping of keys such as {keys}")
-    unshared: dict[str, Any] = _unshared(fields)
     try:
-        unshared = write_out_repeats(unshared)
+        fields = write_out_repeats(fields)
     except RequestError as error:
         raise RequestError(f"{name}: {error}") from error
     for override in overrides:
-        apply_override(unshared, override)
-    return unshared
+        apply_override(fields, override)
+    return fields
 
 
 def make_recipe(fields: dict[str, Any], name: str = "recipe") -> Recipe:
@@ -250,16 +249,16 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise RequestError(f"override {override!r}: write key=value, for example optim.lr=1e-4")
     *parents, last = path.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise RequestError(f"override {override!r}: no recipe is so deep")
     try:
-        value, group, inside = yaml.safe_load(text), fields, ""
+        value, group, inside = parse_yaml(text), fields, ""
         for name in parents:
             key = _key_in(group, name, inside)
             group = group.setdefault(key, {}) if isinstance(group, dict) else group[key]
             inside = name
         group[_key_in(group, last, inside)] = value
-    except yaml.YAMLError as error:
-        raise RequestError(f"override {override!r}: its value is not valid YAML") from error
-    except RequestError as error:
+    except ValueError as error:  # of the value, or the RequestError of a place that is not there
         raise RequestError(f"override {override!r}: {error}") from error
 
 
@@ -269,13 +268,6 @@ def _key_in(group: Any, name: str, inside: str) -> Any:
         return name
     if not isinstance(group, list):
         raise RequestError(f"{inside} is not a group of keys")
-    if not name.isdecimal() or int(name) >= len(group):
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(group):
         raise RequestError(f"{inside} has {len(group)} entries, counted from 0, and none is {name}")
     return int(name)
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which what YAML aliases repeat is there several times: an override then changes one place alone."""
-    if isinstance(value, dict):
-        return {key: _unshared(each) for key, each in value.items()}
-    return [_unshared(each) for each in value] if isinstance(value, list) else value

@@ -11,6 +11,8 @@ from t3d.config.rounds import RolloutConfig, RoundConfig
 from t3d.errors import RequestError
 
 SHARED, REPEAT = "every_round", "repeat"
+MAX_ROUNDS = 1000
+"""Each becomes a recipe of its own, checked before anything runs."""
 
 
 def write_out_repeats(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def write_out_repeats(fields: Mapping[str, Any]) -> dict[str, Any]:
     Rounds are counted after this, in folders, overrides and messages alike.
 
     Raises:
-        RequestError: a repeat that is no count.
+        RequestError: a repeat that is no count, or more than `MAX_ROUNDS`.
     """
     rounds = fields.get("rounds")
     if not isinstance(rounds, list):
@@ -31,6 +33,8 @@ def write_out_repeats(fields: Mapping[str, Any]) -> dict[str, Any]:
             times, rest = entry[REPEAT], {key: value for key, value in entry.items() if key != REPEAT}
         if not isinstance(times, int) or isinstance(times, bool) or times < 1:
             raise RequestError(f"rounds.{place}.{REPEAT}: must be a whole number from 1, not {times!r}")
+        if len(written_out) + times > MAX_ROUNDS:
+            raise RequestError(f"rounds.{place}: makes more than {MAX_ROUNDS:,} rounds; give fewer")
         written_out += [copy.deepcopy(rest) for _ in range(times)]
     return {**fields, "rounds": written_out}
 

@@ -21,8 +21,6 @@ from t3d.evaluation.settings import setting_fields
 from t3d.files import write_whole
 from t3d.types import Decoding, FinishReason, Verdict
 
-ANSWERS_FILE = "answers.jsonl"
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

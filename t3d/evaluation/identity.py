@@ -8,7 +8,7 @@ from typing import Any
 
 from t3d.errors import RequestError
 from t3d.evaluation.journal import JOURNAL_FILE, require_same
-from t3d.evaluation.results import RESULT_FILE, EvalResult, EvalSubject, read_result
+from t3d.evaluation.results import ANSWERS_FILE, RESULT_FILE, EvalResult, EvalSubject, damage_of_answers, read_result
 from t3d.evaluation.settings import SETTING_FIELDS
 
 SUBJECT_FIELDS = {
@@ -47,7 +47,7 @@ def finished_result(folder: Path, identity: dict[str, Any]) -> EvalResult | None
     """The result of a run that came to its end; None if there is none, or it is to be gone on with.
 
     Raises:
-        RequestError: it is that of another run.
+        RequestError: it is that of another run, or damaged.
     """
     file = folder / RESULT_FILE
     if (folder / JOURNAL_FILE).exists() or not file.exists():
@@ -55,6 +55,8 @@ def finished_result(folder: Path, identity: dict[str, Any]) -> EvalResult | None
     result = read_result(file)
     settings = [each.model_dump() for each in result.settings]
     require_same(folder, identity_of(result, settings, result.settings[0].num_samples), identity)
+    if damage := damage_of_answers(file, folder / ANSWERS_FILE):
+        raise RequestError(f"{folder / ANSWERS_FILE}: {damage}; run t3d eval again, into another folder")
     return result
 
 

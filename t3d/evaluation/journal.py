@@ -4,8 +4,8 @@
     {"setting": 0, "place": 3, "response": {...}}
     {"setting": 0, "place": 3, "verdict": {...}}
 
-Lines are only ever added. A kill tears the last one at most; the next part of the run cuts it off. One run at a time
-holds the file.
+Each line holds its checksum, too. Lines are only ever added. A kill tears the last one at most; the next part of the
+run cuts it off. One run at a time holds the file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
+from t3d.checksums import sealed, unsealed
 from t3d.errors import RequestError, WorkError
 from t3d.types import FinishReason, Verdict
 
@@ -70,6 +73,13 @@ class Response:
     surprisal: float | None
 
 
+_KEY = TypeAdapter(Key)
+_HEADER = TypeAdapter(Header)
+_RESPONSE = TypeAdapter(Response)
+_VERDICT = TypeAdapter(Verdict)
+"""What makes them of the fields that JSON holds, or raises `ValueError`."""
+
+
 class Journal:
     """Responses and verdicts, in memory and in a file.
 
@@ -89,10 +99,11 @@ class Journal:
     """
 
     def __init__(self, file: Path | None, stream: BinaryIO | None, header: Header, lines: list[dict[str, Any]]) -> None:
-        self.header = Header(**lines[0]["header"]) if lines else header
-        entries = [((line["setting"], line["place"]), line) for line in lines[1:]]
-        self.responses = {key: Response(**line["response"]) for key, line in entries if "response" in line}
-        self.verdicts = {key: Verdict(**line["verdict"]) for key, line in entries if "verdict" in line}
+        self.header = _HEADER.validate_python(lines[0]["header"]) if lines else header
+        entries = [(_KEY.validate_python((line["setting"], line["place"])), line) for line in lines[1:]]
+        responses = ((key, line["response"]) for key, line in entries if "response" in line)
+        self.responses = {key: _RESPONSE.validate_python(response) for key, response in responses}
+        self.verdicts = {key: _VERDICT.validate_python(line["verdict"]) for key, line in entries if "verdict" in line}
         self.part = 1 + max((response.part for response in self.responses.values()), default=-1)
         self._file, self._stream = file, stream
         if not lines:
@@ -131,7 +142,7 @@ class Journal:
         if self._stream is None:
             return
         try:
-            rest = json.dumps(line).encode() + b"\n"
+            rest = json.dumps(sealed(line)).encode() + b"\n"
             while rest:
                 rest = rest[self._stream.write(rest) :]
         except OSError as error:
@@ -156,7 +167,10 @@ def open_journal(folder: Path | None, header: Header, resume: bool) -> Journal:
     stream = _open_alone(file)
     try:
         return Journal(file, stream, header, _lines_of(file, stream, header) if resume else [])
-    except (KeyError, TypeError) as error:
+    except RequestError:
+        stream.close()
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         stream.close()
         raise RequestError(f"{file}: not a journal of t3d eval; choose another folder") from error
     except BaseException:
@@ -190,7 +204,7 @@ def _lines_of(file: Path, stream: BinaryIO, header: Header) -> list[dict[str, An
         lines = _parse(whole, file)
         if lines:  # else killed before the header was there
             _require_this_version(file, lines[0]["header"])
-            require_same(file.parent, Header(**lines[0]["header"]).identity, header.identity)
+            require_same(file.parent, _HEADER.validate_python(lines[0]["header"]).identity, header.identity)
         stream.truncate(len(whole))
     except OSError as error:
         raise WorkError(f"cannot read {file}: {error.strerror or error}") from error
@@ -226,7 +240,7 @@ def _parse(content: bytes, file: Path) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
+            lines.append(unsealed(line))
         except ValueError as error:
             raise RequestError(f"{file}, line {number}: damaged; choose another folder") from error
     return lines

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from t3d.checksums import Damaged, sealed, sha256_of, unsealed
 from t3d.config import Config, PromptConfig
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
 
 RESULT_FILE = "result.json"
+ANSWERS_FILE = "answers.jsonl"
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Tally = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_ANSWERS = "answers"
 
 
 class SettingResult(Config):
@@ -61,21 +67,21 @@ class SettingResult(Config):
     tokens_per_step: float | None
     rule: str
     threshold: float | None
-    block_size: int
-    steps_per_block: int
+    block_size: Count
+    steps_per_block: Count
     temperature: float
     top_k: int
     top_p: float
-    max_new_tokens: int
-    num_problems: int
-    num_samples: int
-    num_right: int
-    accuracy: float
+    max_new_tokens: Count
+    num_problems: Count
+    num_samples: Count
+    num_right: Tally
+    accuracy: Share
     interval: tuple[float, float]
     pass_at_k: dict[int, float]
     verdicts: dict[str, int]
-    num_tokens: int
-    num_forwards: int
+    num_tokens: Tally
+    num_forwards: Tally
     tokens_per_forward: float
     mean_steps: float
     measured_tokens_per_step: float
@@ -92,6 +98,14 @@ class SettingResult(Config):
     distinct_responses: float | None = None
     nats_per_token: float | None = None
     right_answers: str | None = None
+
+    @model_validator(mode="after")
+    def _an_answer_a_response(self) -> Self:
+        if self.right_answers is not None and not (
+            len(self.right_answers) == self.num_problems * self.num_samples and set(self.right_answers) <= {"0", "1"}
+        ):
+            raise ValueError(f"right_answers must be {self.num_problems} x {self.num_samples} digits 0 and 1")
+        return self
 
     def rights(self) -> NDArray[np.bool_] | None:
         """Which responses are right, bool [num_problems, num_samples], problems in the order of their ids.
@@ -157,15 +171,22 @@ class EvalResult(EvalSubject):
     settings: list[SettingResult] = Field(min_length=1)
 
 
-def write_result(result: EvalResult, file: Path) -> None:
-    """Write as JSON; the file appears whole or not at all.
+def write_result(result: EvalResult, file: Path, answers: Path | None = None) -> None:
+    """Write as JSON, with a checksum; the file appears whole or not at all.
+
+    Args:
+        result: of an evaluation.
+        file: to write.
+        answers: file of the answers, written before; its checksum is stored too.
 
     Raises:
         WorkError: the disk refuses.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
+        fields = result.model_dump(mode="json")
+        beside = {} if answers is None else {_ANSWERS: sha256_of(answers)}
+        write_whole(file, json.dumps(sealed({**fields, **beside}), indent=2) + "\n")
     except OSError as error:
         raise WorkError(f"cannot write {file}: {error.strerror or error}") from error
 
@@ -178,23 +199,35 @@ def read_result(file: str | Path) -> EvalResult:
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
-        return EvalResult.model_validate_json(text)
+        fields = unsealed(text)
+        fields.pop(_ANSWERS, None)
+        return EvalResult.model_validate_json(json.dumps(fields))
     except OSError as error:
         raise RequestError(f"result {file}: {error.strerror or error}; name a result.json of t3d eval") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"result {file}: not a result of t3d eval") from error
-    except ValidationError as error:
-        if _is_of_another_schema(text):
+    except Damaged as error:
+        raise RequestError(f"result {file}: damaged ({error}); run t3d eval again, into another folder") from error
+    except ValueError as error:  # no text, no record, or not of the schema
+        if isinstance(error, ValidationError) and _is_of_another_schema(fields):
             raise RequestError(f"result {file}: written by another version of t3d; run t3d eval again") from error
         raise RequestError(f"result {file}: not a result of t3d eval") from error
 
 
-def _is_of_another_schema(text: str) -> bool:
-    """The first schema had no number."""
+def damage_of_answers(result: Path, answers: Path) -> str | None:
+    """What is wrong with a finished evaluation's answers, seen from its result, which can be read; None if nothing is.
+
+    Results of earlier versions do not say.
+    """
+    fields = unsealed(result.read_bytes())
+    if _ANSWERS not in fields:
+        return None
     try:
-        fields = json.loads(text)
-    except ValueError:
-        return False
-    if not isinstance(fields, dict) or not {"settings", "model_fingerprint"} <= fields.keys():
+        return None if sha256_of(answers) == fields[_ANSWERS] else "is damaged (its checksum differs)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _is_of_another_schema(fields: dict[str, Any]) -> bool:
+    """The first schema had no number."""
+    if not {"settings", "model_fingerprint"} <= fields.keys():
         return False
     return fields.get("schema_version") not in get_args(EvalSubject.model_fields["schema_version"].annotation)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from t3d.config import PromptConfig
 from t3d.engine import Engine
-from t3d.evaluation.answers import ANSWERS_FILE, Answer, answer_of, figures_of, write_answers
+from t3d.evaluation.answers import Answer, answer_of, figures_of, write_answers
 from t3d.evaluation.benchmarks import Benchmark
 from t3d.evaluation.exam import Exam, prepare
 from t3d.evaluation.identity import finished_result, identity_of, require_unused
 from t3d.evaluation.journal import Header, Journal, open_journal
 from t3d.evaluation.marking import Marking
-from t3d.evaluation.results import RESULT_FILE, EvalResult, EvalSubject, SettingResult, write_result
+from t3d.evaluation.results import ANSWERS_FILE, RESULT_FILE, EvalResult, EvalSubject, SettingResult, write_result
 from t3d.evaluation.settings import label_of, setting_fields
-from t3d.models import device_name, model_fingerprint
+from t3d.models import device_name, model_fingerprint, num_holders
 from t3d.progress import Reporter, progress
 from t3d.tasks import Grader, GraderOptions
 from t3d.tasks.base import DEFAULT_OPTIONS
@@ -149,9 +149,10 @@ def _run(
         figures.append(figures_of(decoding, own, exam.num_samples, journal.decoding_seconds(number)))
         result = EvalResult(**subject.model_dump(), settings=figures)
         if out is not None:
-            write_result(result, out / RESULT_FILE)
-    if out is not None:
-        write_answers(answers, out / ANSWERS_FILE)
+            is_last = number == len(exam.settings) - 1
+            if is_last:
+                write_answers(answers, out / ANSWERS_FILE)
+            write_result(result, out / RESULT_FILE, answers=out / ANSWERS_FILE if is_last else None)
     journal.remove()
     return result
 
@@ -180,7 +181,7 @@ def _subject(engine: Engine, exam: Exam, grader: Grader, name: str, model: str, 
         prompt_fingerprint=exam.prompt_fingerprint,
         grader=grader.version,
         isolation=grader.isolation,
-        device=device_name(engine.model.device),
+        device=device_name(engine.model.device, num_holders(engine.model)),
         dtype=str(engine.model.dtype).removeprefix("torch."),
         backend=engine.backend.name,
         batch_size=engine.max_batch_size,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from t3d.config.study import StudyConfig
 from t3d.errors import RequestError, WorkError
-from t3d.study.rows import write_record
+from t3d.study.rows import read_record, write_record
 
 STUDY_FILE, LOCK_FILE = "study.json", ".lock"
 SHARED = ("out", "teacher", "rollout", "tune", "test")
@@ -61,7 +61,7 @@ def _refuse_foreign(study: StudyConfig, resume: bool) -> None:
     if not resume:
         raise RequestError(f"out {out}: holds a study already; add --resume, or choose another out")
     try:
-        stored = StudyConfig.model_validate_json(file.read_text(encoding="utf-8"))
+        stored = read_record(StudyConfig, file)
     except (OSError, ValueError) as error:
         raise RequestError(f"{file}: cannot be read; choose another out") from error
     other = [key for key in SHARED if getattr(stored, key) != getattr(study, key)]

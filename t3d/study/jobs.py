@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from t3d import trajectories
+from t3d.checksums import CHECKSUMS_FILE, unsealed
 from t3d.config import Config, PromptConfig, Recipe
 from t3d.config.study import TestingConfig, TuningConfig
 from t3d.engine import Engine
+from t3d.errors import RequestError
 from t3d.models import as_device, device_name, load_model, load_tokenizer
 from t3d.study.cells import RUN
 from t3d.study.measuring import tested, validated
-from t3d.study.rows import CELL_FILE, Row, write_record
+from t3d.study.rows import CELL_FILE, Row, read_record, write_record
 from t3d.study.timing import training_of
 from t3d.training import run_recipe
 from t3d.training.device import release_memory, with_precision
@@ -166,7 +167,7 @@ def complete(job: CellJob) -> None:
         model = str(run / "model")
     if job.recipe is not None and (row.training is None or not _has_weights(run / "model")):
         _train(job.recipe, folder)
-        rolled_out = Rollouts.model_validate_json(Path(job.rollouts).read_text()).seconds if job.rollouts else 0.0
+        rolled_out = _seconds_of(Path(job.rollouts)) if job.rollouts else 0.0
         row = row.model_copy(update={"training": training_of(run, rolled_out, device_name(device))})
     engine = Engine.from_pretrained(model, dtype=job.test.dtype, device=device)
     if job.tune is not None:
@@ -178,11 +179,24 @@ def complete(job: CellJob) -> None:
         drop_weights(run, keeps_model=job.keeps_model)
 
 
+def _seconds_of(rollouts: Path) -> float:
+    """That shared rollouts took.
+
+    Raises:
+        RequestError: their record cannot be read.
+    """
+    try:
+        return read_record(Rollouts, rollouts).seconds
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{rollouts}: cannot be read; remove it to have the answers timed again") from error
+
+
 def drop_weights(run: Path, keeps_model: bool) -> None:
     """Delete the weights of a run folder, those of checkpoints and rounds too; `keeps_model` leaves the student's."""
     for file in run.rglob("*"):
         if file.suffix in WEIGHTS and not (keeps_model and file.parent == run / "model"):
             file.unlink()
+            (file.parent / CHECKSUMS_FILE).unlink(missing_ok=True)  # of what is gone
 
 
 def _train(recipe: Recipe, cell: Path) -> None:
@@ -202,7 +216,7 @@ def _is_whole(run: Path) -> bool:
         return False
     if not (run / ROUNDS_FILE).exists():
         return steps_of_finished(run) is None or _has_weights(run / "model")
-    finished = json.loads((run / ROUNDS_FILE).read_text())["finished"]
+    finished = unsealed((run / ROUNDS_FILE).read_bytes())["finished"]
     return all(
         _has_weights(run / part / "model") if part.endswith("/training") else (run / part).exists()
         for part in finished

@@ -11,8 +11,8 @@ from t3d.config import PromptConfig
 from t3d.config.study import TestingConfig, TuningConfig
 from t3d.engine import Engine
 from t3d.evaluation import EvalResult, evaluate, get_benchmark, settings_to_try
-from t3d.evaluation.answers import ANSWERS_FILE
 from t3d.evaluation.benchmarks import Benchmark
+from t3d.evaluation.results import ANSWERS_FILE
 from t3d.progress import Silent
 from t3d.study.rows import Row, SettingRow, pack_bits
 from t3d.types import Decoding

@@ -6,11 +6,12 @@ import base64
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from t3d.checksums import Damaged, sealed, unsealed
 from t3d.config import Config
 from t3d.config.recipe import checked
 from t3d.config.study import ClaimConfig, StudyConfig
@@ -19,6 +20,7 @@ from t3d.files import write_whole
 
 ROWS_FILE, CELL_FILE = "rows.json", "cell.json"
 
+Record = TypeVar("Record", bound=Config)
 Kind = Literal["teacher", "method", "equal time", "ablation"]
 
 
@@ -213,9 +215,18 @@ def write_record(record: Config, file: Path) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
+        write_whole(file, json.dumps(sealed(record.model_dump(mode="json")), indent=1) + "\n")
     except OSError as error:
         raise WorkError(f"{file}: {error.strerror or error}") from error
+
+
+def read_record(kind: type[Record], file: Path) -> Record:
+    """Read what `write_record` wrote.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is damaged or something else.
+    """
+    return kind.model_validate_json(json.dumps(unsealed(file.read_bytes())))
 
 
 def read_rows(path: Path) -> StudyRows:
@@ -226,12 +237,14 @@ def read_rows(path: Path) -> StudyRows:
     """
     file = path / ROWS_FILE if path.is_dir() else path
     try:
-        return StudyRows.model_validate_json(file.read_text(encoding="utf-8"))
+        return read_record(StudyRows, file)
     except OSError as error:
         raise RequestError(
             f"{file}: {error.strerror or error}; name the out of a t3d study, or its rows.json"
         ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except Damaged as error:
+        raise RequestError(f"{file}: damaged ({error}); t3d study --resume makes it anew") from error
+    except ValueError as error:
         raise RequestError(f"{file}: not the rows of a t3d study, or of another version of t3d") from error
 
 
@@ -242,8 +255,8 @@ def read_row(file: Path) -> Row | None:
         RequestError: it cannot be read.
     """
     try:
-        return Row.model_validate_json(file.read_text(encoding="utf-8"))
+        return read_record(Row, file)
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RequestError(f"{file}: cannot be read; remove the cell's folder to have it done again") from error

@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from t3d.checksums import unsealed
 from t3d.study.rows import CurvePoint, Training
 from t3d.training.rounds.record import ROUNDS_FILE
-from t3d.training.run.folder import METRICS_FILE, OUTCOME_FILE, RECIPE_FILE, STARTS_FILE
+from t3d.training.run.folder import RECIPE_FILE, STARTS_FILE, read_metrics, read_outcome
 
 ACCURACY = "accuracy@"
 
@@ -35,7 +36,7 @@ class Part:
     @property
     def wall_seconds(self) -> float:
         """Of the training, from the first step on, evaluations included."""
-        return float(json.loads((self.folder / OUTCOME_FILE).read_text())["seconds"])
+        return float(read_outcome(self.folder)["seconds"])
 
 
 def training_of(run: Path, rollout_seconds: float, device: str) -> Training:
@@ -49,7 +50,7 @@ def training_of(run: Path, rollout_seconds: float, device: str) -> Training:
     steps, seconds, rolled_out, curve = 0, 0.0, 0.0, []
     parts = list(_parts(run, rollout_seconds))
     for part in parts:
-        lines = _lines(part.folder / METRICS_FILE)
+        lines = read_metrics(part.folder)
         pace = seconds_per_step(lines, _examples_per_step(part.folder))
         rolled_out += part.rollout_seconds
         for line in lines:
@@ -89,7 +90,7 @@ def _parts(run: Path, rollout_seconds: float) -> Iterator[Part]:
         yield Part(run, rollout_seconds)
         return
     rolled_out = 0.0
-    for part, figures in json.loads(record.read_text())["finished"].items():  # in the order of their ends
+    for part, figures in unsealed(record.read_bytes())["finished"].items():  # in the order of their ends
         if part.endswith("/training"):
             yield Part(run / part, rolled_out)
             rolled_out = 0.0
@@ -99,7 +100,3 @@ def _parts(run: Path, rollout_seconds: float) -> Iterator[Part]:
 
 def _examples_per_step(folder: Path) -> int:
     return int(json.loads((folder / RECIPE_FILE).read_text())["optim"]["examples_per_step"])
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from enum import Enum
 from functools import cached_property
 
@@ -117,10 +118,11 @@ def _code(row: Row) -> str:
     lines = tests if isinstance(tests, list) else [tests]
     if not lines or not all(isinstance(line, str) for line in lines):
         raise RequestError(f"{row.where}: `tests` must be Python code or a list of statements, not {shown(tests)}")
-    code = "\n".join(lines)
+    code = "\n".join(lines if isinstance(tests, str) else row.texts("tests"))
     try:
-        nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of escapes in somebody else's text
+            nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise RequestError(f"{row.where}: `tests` is not Python ({error})") from None
     if not any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for node in nodes):
         raise RequestError(f"{row.where}: `tests` has nothing that can fail; write assert statements")
@@ -138,7 +140,7 @@ def _cases(row: Row) -> tuple[tuple[str, str], ...]:
             f'{row.where}: `cases` must be a list of {{"input": text, "output": text}} or [input, output], '
             f"not {shown(cases)}"
         )
-    return tuple(pair for pair in pairs if pair is not None)
+    return tuple((row.whole("cases", pair[0]), row.whole("cases", pair[1])) for pair in pairs if pair is not None)
 
 
 def _pair(case: object) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from t3d.config import PromptConfig
 from t3d.errors import RequestError
 from t3d.tasks.base import Task
+from t3d.tasks.templates import check_powers, within_steps
 from t3d.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -140,10 +141,13 @@ def render_chat(turns: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokeniz
         options: that the template knows.
 
     Raises:
-        RequestError: the template refuses.
+        RequestError: the template refuses, or takes too long.
     """
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+        check_powers(tokenizer.get_chat_template())
+        text = within_steps(
+            lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+        )
     except Exception as error:  # templates are programs of others: they raise what they like
         raise RequestError(f"prompt: the tokenizer's chat template refuses: {error}") from error
     assert isinstance(text, str)

@@ -14,6 +14,9 @@ from t3d.errors import RequestError
 ALL = "all"
 """The split that is every split of a source."""
 SUFFIXES = (".jsonl", ".json", ".parquet")
+ROWS_AT_A_TIME = 128
+MAX_ROWS, MAX_BYTES = 5_000_000, 2**29
+"""Of a Parquet file, unpacked; all of it is held in memory."""
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -59,7 +62,7 @@ class Row:
         value = self._given(name)
         if not isinstance(value, str) or not (may_be_blank or value.strip()):
             raise RequestError(f"{self.where}: `{name}` must be text that is not blank, not {shown(value)}")
-        return value.replace("\r\n", "\n")
+        return self.whole(name, value)
 
     def texts(self, name: str) -> list[str]:
         """A field that holds a list of texts, at least one.
@@ -70,7 +73,7 @@ class Row:
         value = self._given(name)
         if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
             raise RequestError(f"{self.where}: `{name}` must be a list of texts, not {shown(value)}")
-        return [each.replace("\r\n", "\n") for each in value]
+        return [self.whole(name, each) for each in value]
 
     def scalar(self, name: str) -> str:
         """A field that holds text or a number, as text.
@@ -81,11 +84,24 @@ class Row:
         value = self._given(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             raise RequestError(f"{self.where}: `{name}` must be text or a number, not {shown(value)}")
-        return str(value)
+        return self.whole(name, str(value))
 
     def own_id(self, *names: str) -> str:
         """The first of the fields `names` that is there, else `default_id`."""
         return next((self.scalar(name) for name in names if self.has(name)), self.default_id)
+
+    def whole(self, name: str, text: str) -> str:
+        """A field's text with line ends as Python writes them, that can be written to files and given to tokenizers.
+
+        Raises:
+            RequestError: it holds half of a surrogate pair, as JSON can and UTF-8 cannot.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])[1:-1]
+            raise RequestError(f"{self.where}: `{name}` holds {half}, half of a character; write the whole") from None
+        return text.replace("\r\n", "\n")
 
     def _given(self, name: str) -> Any:
         if not self.has(name):
@@ -95,7 +111,7 @@ class Row:
 
 def shown(value: object) -> str:
     """The beginning of a value, for a message."""
-    return json.dumps(value, default=str)[:40]
+    return (json.dumps(value[:40]) if isinstance(value, str) else json.dumps(value, default=repr))[:40]
 
 
 def read_rows(data: str | None, hub: HubDataset | None, split: str) -> list[Row]:
@@ -130,7 +146,7 @@ def _of_split(rows: Iterable[Row], split: str, data: str) -> list[Row]:
     splits = [(row, row.fields.get("split", split)) for row in rows]
     chosen = [row for row, its_split in splits if split in (ALL, its_split)]
     if not chosen:
-        there = ", ".join(sorted({str(its_split) for _, its_split in splits}))
+        there = ", ".join(sorted({str(its_split)[:40] for _, its_split in splits})[:20])
         raise RequestError(f"{data} has no rows of split {split!r}: choose one of {there}, or {ALL}")
     return chosen
 
@@ -184,12 +200,28 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
     try:
         with file.open("rb") as stream:
-            rows: list[dict[str, Any]] = pyarrow.parquet.ParquetFile(stream).read().to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+            parquet = pyarrow.parquet.ParquetFile(stream)
+            is_too_large = parquet.metadata.num_rows > MAX_ROWS
+            for batch in () if is_too_large else parquet.iter_batches(ROWS_AT_A_TIME):
+                num_bytes += sum(map(_unpacked_bytes, batch.columns))
+                is_too_large = num_bytes > MAX_BYTES  # a repeated value takes no room in the file
+                if is_too_large:
+                    break
+                rows += batch.to_pylist()
+    except Exception as error:  # of the disk, of pyarrow, and of values that Python has no type for
         raise _unreadable(file, error) from None
+    if is_too_large:
+        raise RequestError(f"{file} unpacks to more than {MAX_ROWS:,} rows or {MAX_BYTES >> 20:,} MiB; split it")
     return rows
+
+
+def _unpacked_bytes(column: Any) -> int:
+    """Of a column of pyarrow; one that holds each value once counts as if it held them all."""
+    return int((column.dictionary_decode() if hasattr(column, "dictionary_decode") else column).nbytes)
 
 
 def _unreadable(file: Path, error: Exception) -> RequestError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from t3d.errors import WorkError
+from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
 from t3d.trajectories import TrajectoryMeta
 from t3d.types import Trajectory
@@ -24,6 +24,8 @@ from t3d.viewer.texts import TokenTexts, token_texts
 from t3d.web import page
 
 _CONFIDENCE_DIGITS = 4
+MAX_BLOCK_SIZE = 512
+"""The page shows a table of so many rows and columns, of every response."""
 _SETTINGS_ELSEWHERE = ("model", "prompt", "revision", "tokenizer_fingerprint", "mask_token_id", "eos_token_ids")
 
 
@@ -90,6 +92,8 @@ def page_data(source: Source, other: Source | None, texts: TokenTexts) -> dict[s
 
 def _file_data(source: Source, name: str) -> dict[str, Any]:
     rows, block_size = source.rows, source.meta.block_size
+    if block_size > MAX_BLOCK_SIZE:
+        raise RequestError(f"{source.path}: blocks of {block_size} tokens cannot be shown; {MAX_BLOCK_SIZE} can")
     orders = [reveal_order(row, block_size) for row in rows]
     num_tokens, num_forwards = sum(len(row.response_ids) for row in rows), sum(row.num_forwards for row in rows)
     return {

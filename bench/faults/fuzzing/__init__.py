@@ -1,0 +1,1 @@
+"""Bad input on purpose: cases made from valid ones, what judges them, and the engines that look for more."""
