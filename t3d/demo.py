@@ -17,6 +17,7 @@ from t3d.engine import Engine
 from t3d.evaluation import EvalResult, SettingResult, evaluate, get_benchmark, settings_to_try, write_result
 from t3d.evaluation.report import ResultTable, plot_accuracy, result_markdown
 from t3d.evaluation.report.layout import Cell, Column
+from t3d.files import write_whole
 from t3d.tasks import get_task
 from t3d.tasks.prompts import Questions, put_questions
 from t3d.training.rounds import RoundsRun
@@ -195,7 +196,7 @@ def _write_report(out: Path, results: Sequence[EvalResult], rounds: ResultTable)
         f"# T3D demo\n\nTeacher: {TEACHER}. Student: {len(ROUNDS)} rounds of {_settings()}.\n\n"
         f"{result_markdown(results)}\n![accuracy against tokens per forward](accuracy.png)\n\n{rounds.section()}"
     )
-    (out / "report.md").write_text(text)
+    write_whole(out / "report.md", text)
 
 
 def _contents(training: str) -> Iterator[tuple[str, str]]:

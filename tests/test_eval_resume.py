@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paper_exam import Dice, ThreadedGrader, judge, paper_benchmark
 
+from t3d.checksums import unsealed
 from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.errors import RequestError, WorkError
@@ -151,7 +152,7 @@ def test_killed_by_the_system(engine, whole, tmp_path):
 
 def test_parts_of_a_run_add_up(engine, whole, tmp_path):
     """Wall time is that of the last response of each part; the first part's start and command stay."""
-    lines = [json.loads(line) for line in whole[2].splitlines()]
+    lines = [unsealed(line) for line in whole[2].splitlines()]
     keep = [line for line in lines if line.get("setting") != 1 and line.get("place") != 3]
     for line in keep[1:]:
         if "response" in line:
@@ -229,7 +230,7 @@ def test_a_damaged_journal(engine, whole, tmp_path):
 
 def test_a_journal_of_another_version(engine, whole, tmp_path):
     """The first had no version, and no surprisal."""
-    lines = [json.loads(line) for line in whole[2].splitlines()]
+    lines = [unsealed(line) for line in whole[2].splitlines()]
     del lines[0]["header"]["version"]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = (tmp_path / "journal.jsonl").read_bytes()

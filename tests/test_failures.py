@@ -128,9 +128,9 @@ def test_final_model_on_a_full_disk(recipe, tmp_path, monkeypatch, capsys):
 
     save = student.save_model
 
-    def full(*args):
+    def full(*args, **options):
         with largest_file(30_000):
-            save(*args)
+            save(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(student, "save_model", full)
@@ -162,7 +162,7 @@ def test_evaluation_on_a_full_disk(model_folder, tmp_path, monkeypatch, capsys):
     line = last_line(capsys)
     assert f"{tmp_path}/a/result.json" in line
     assert "No space left" in line
-    assert [file.name for file in (tmp_path / "a").iterdir()] == ["journal.jsonl"]
+    assert {file.name for file in (tmp_path / "a").iterdir()} == {"journal.jsonl", "answers.jsonl"}
     assert run(eval_words(model_folder, tmp_path / "a", "--resume")) == 0
     with largest_file(10):
         assert run(eval_words(model_folder, tmp_path / "b")) == 1

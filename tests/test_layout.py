@@ -21,8 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 320
 
 ORDER = (
-    {"errors", "versions", "files"},
-    {"types", "config", "progress", "noise", "web"},
+    {"errors", "versions", "files", "credentials"},
+    {"types", "checksums", "config", "progress", "noise", "web"},
     {"models", "kernels"},
     {"sandbox"},
     {"tasks"},
@@ -34,6 +34,7 @@ ORDER = (
     {"training"},
     {"study"},
     {"bench"},
+    {"doctor"},
     {"demo", "cli_options"},
     {"interop"},
     {"serve", "viewer"},
@@ -41,6 +42,7 @@ ORDER = (
         "cli_bench",
         "cli_compare",
         "cli_convert",
+        "cli_doctor",
         "cli_eval",
         "cli_interop",
         "cli_rollout",

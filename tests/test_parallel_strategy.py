@@ -1,5 +1,6 @@
 """Which way several processes share a training, by arithmetic on what each would hold; what is refused in one line."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from training_runs import recipe_of, refusal_of
 
 from t3d.errors import RequestError
 from t3d.training import Trainer
-from t3d.training.parallel.strategy import check_evaluation, is_sharded, state_bytes, with_strategy
+from t3d.training.parallel.strategy import check_evaluation, is_sharded, num_shards, state_bytes, with_strategy
 from t3d.training.requirements import check_training
 
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -70,6 +71,25 @@ def test_what_is_asked_for_stays(device_of_80):
         assert with_strategy(asked, 30 * BILLION, 2, CUDA).distributed.strategy == strategy
 
 
+def test_groups_of_processes_each_hold_everything(device_of_80):
+    asked = recipe(distributed={"strategy": "fsdp", "shards": 8})
+    assert num_shards(with_strategy(asked, BILLION, 32, CUDA), 32) == 8
+    assert num_shards(with_strategy(asked, BILLION, 1, CUDA), 1) == 1
+    assert num_shards(with_strategy(recipe(distributed={"strategy": "fsdp"}), BILLION, 32, CUDA), 32) == 32
+    assert num_shards(with_strategy(recipe(distributed={"strategy": "ddp"}), BILLION, 32, CUDA), 32) == 1
+    for count in (4, 12):
+        assert f"divide the number of processes, {count}" in refusal_of(
+            RequestError, with_strategy, asked, BILLION, count, CUDA
+        )
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_shards_are_counted_of_fsdp_alone(strategy):
+    assert "set strategy: fsdp too" in refusal_of(
+        RequestError, lambda: recipe(distributed={"strategy": strategy, "shards": 2})
+    )
+
+
 def test_one_process_needs_nothing():
     asked = recipe(distributed={"strategy": "fsdp"})
     assert with_strategy(asked, 30 * BILLION, 1, CUDA) == asked
@@ -119,7 +139,50 @@ def test_accelerate_takes_its_launch_file():
     assert not config.fsdp_config
 
 
-@pytest.mark.parametrize("name", ["torchrun-train.sh", "slurm-train.sbatch"])
-def test_launch_scripts_are_shell(name):
-    assert subprocess.run(["bash", "-n", LAUNCH / name]).returncode == 0
-    assert 't3d.cli train "$@" --resume' in (LAUNCH / name).read_text()
+def run_with_commands(script, folder, environment=()):
+    """Run a launch script where commands of other machines only write down how they were called."""
+    folder.mkdir()
+    for name in ("torchrun", "srun"):
+        fake = 'echo "$(basename "$0") $* | $TORCH_ELASTIC_SHUTDOWN_TIMEOUT $SRUN_CPUS_PER_TASK"\n'
+        (folder / name).write_text(f"#!/bin/bash\n{fake}")
+    (folder / "scontrol").write_text("#!/bin/bash\nprintf 'node-7\\nnode-8\\n'\n")
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), "recipe.yaml", "optim.steps=4"],
+        env={**os.environ, "PATH": path, **dict(environment)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_torchrun_is_launched_for_all_gpus(tmp_path):
+    """And waits longer than its half minute for a checkpoint when it is told to stop."""
+    (line,) = run_with_commands("torchrun-train.sh", tmp_path / "bin").splitlines()
+    command, limit = line.split(" | ")
+    assert command.startswith("torchrun --standalone --nproc-per-node gpu ")
+    assert command.endswith("--module t3d.cli train recipe.yaml optim.steps=4 --resume")
+    assert int(limit) >= 300
+
+
+def test_slurm_starts_torchrun_on_every_machine(tmp_path):
+    """With the job's cores, which srun takes from nowhere else; one that fails ends the others, which would wait."""
+    known = {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "5"}
+    (line,) = run_with_commands(
+        "slurm-train.sbatch", tmp_path / "bin", {**known, "SLURM_CPUS_PER_TASK": "64"}
+    ).splitlines()
+    command, exported = line.split(" | ")
+    assert command.startswith("srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node gpu ")
+    assert "--rdzv-endpoint node-7:29500" in command
+    assert command.endswith("--module t3d.cli train recipe.yaml optim.steps=4 --resume")
+    limit, cores = exported.split()
+    assert int(limit) >= 300
+    assert cores == "64"
+
+
+def test_slurm_warns_before_the_time_is_over():
+    text = (LAUNCH / "slurm-train.sbatch").read_text()
+    assert "#SBATCH --signal=TERM@600" in text
+    assert "#SBATCH --open-mode=append" in text  # a job that is sent again would overwrite its log

@@ -3,18 +3,19 @@
 # ruff: noqa: F811  the fixture `inputs` is imported by its name
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from together import Job, train_together
 from training_runs import (
     cut_short,
     inputs,  # noqa: F401
     metrics_of,
     recipe_of,
     refusal_of,
-    train_together,
     write_story_inputs,
 )
 
@@ -26,9 +27,16 @@ from t3d.training import Trainer, train
 from t3d.training.run.checkpoint import SHARDS
 
 FSDP, DDP = {"distributed": {"strategy": "fsdp"}}, {"distributed": {"strategy": "ddp"}}
+PAIRS = {"distributed": {"strategy": "fsdp", "shards": 2}}
+SHORT = {"optim__steps": 6, "checkpoint": {}}
+"""Until after the first refresh, and nothing is kept on the way."""
 UNEVEN = {"batch": {"tokens_per_batch": 1}, "optim__examples_per_step": 5}
 """Three batches a step in one process, two in the other."""
 
+MIXTURE = {"model_type": "sdar_moe", "hidden_size": 16, "num_hidden_layers": 2, "head_dim": 4, "block_size": 4}
+MIXTURE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+MIXTURE |= {"moe_intermediate_size": 8, "max_position_embeddings": 64}
+"""Random weights of a family with experts."""
 TWINS = {
     "t3d": {**FSDP, "optim__keep_moments": True},
     "tad": {"objective": {"name": "tad"}, **FSDP},
@@ -37,6 +45,7 @@ TWINS = {
     "uneven": {**UNEVEN, **FSDP},
     "exchanged after every batch": {**UNEVEN, "distributed": {"strategy": "fsdp", "gradients": "sharded"}},
     "clipped": {"optim__clip_norm": 1e-3, "optim__lr": 1e-2, **FSDP},
+    "mixture": {"model": {"init": MIXTURE, "tokenizer": "story-tokenizer"}, **FSDP},
     "offload": {"reference": {"form": "offload", "refresh_every": 5}, **FSDP},
     "checkpointed layers": {"compute": {"checkpoint_layers": 1}, **FSDP},
     "lora": {"model__adapter": {"rank": 4}, **DDP},
@@ -50,22 +59,25 @@ ROUGH = {"bf16": 2e-2, "bf16_pure": 5e-2}
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """As `inputs`, with a model that has room for the story's prompts, its head not tied to its embedding."""
-    return write_story_inputs(tmp_path_factory.mktemp("story"))
+    folder = write_story_inputs(tmp_path_factory.mktemp("story"))
+    settings = folder / "model" / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "temperature": 0.25, "do_sample": True}))
+    return folder
 
 
 def twin_recipe(name, inputs, story, out):
     """A run's recipe, in a folder for the number of processes that do it."""
     if name in ROUGH:
-        return recipe_of(inputs, out / name, precision=name, checkpoint={}, **FSDP)
+        return recipe_of(inputs, out / name, precision=name, **FSDP, **SHORT)
     if name == "evaluated":
-        evaluation = {"every_steps": 6, "limit": 4, "tokens_per_step": [1, 4], "max_new_tokens": 8}
-        return recipe_of(story, out / name, evaluation=evaluation, **FSDP)
+        evaluation = {"every_steps": 3, "limit": 4, "tokens_per_step": [1, 4], "max_new_tokens": 8}
+        return recipe_of(story, out / name, evaluation=evaluation, **FSDP, **SHORT)
     if name == "rounds":
         rollout = {"task": "story", "count": 6, "max_new_tokens": 12}
         one = {"rollout": rollout, "keep_unfinished": True, "optim": {"steps": 3}}
         given = recipe_of(story, out / name, **FSDP).model_dump(mode="json", exclude={"data"})
         return make_recipe({**given, "rounds": [one, {**one, "optimizer": "carried"}]})
-    return recipe_of(inputs, out / name, **TWINS[name])
+    return recipe_of(inputs, out / name, **TWINS[name], **({} if name == "t3d" else SHORT))
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +87,42 @@ def runs(inputs, story, tmp_path_factory):
     names = [*TWINS, *ROUGH, "evaluated", "rounds"]
     for name in names:
         train(twin_recipe(name, inputs, story, folder / "one"))
-    jobs = [(twin_recipe(name, inputs, story, folder / "two"), None, None) for name in names]
-    resumed = {"two to two": "two", "one to two": "one"}
-    for name, count in resumed.items():
-        recipe = recipe_of(inputs, folder / name, **TWINS["t3d"])
-        jobs.append((recipe, folder / count / "t3d", None))
-    jobs.append((recipe_of(inputs, folder / "full disk", **FSDP), None, 2000))
-    train_together(jobs, folder, 2)
+
+    def job(name, kept=FSDP, **how):
+        return Job(recipe_of(inputs, folder / name, **kept), notes=folder / "notes" / name, **how)
+
+    whole = TWINS["t3d"]
+    of_two = [
+        Job(twin_recipe(name, inputs, story, folder / "two"), notes=folder / "notes" / "two" / name) for name in names
+    ]
+    of_two += [
+        job("two to two", whole, goes_on_from=folder / "two" / "t3d"),
+        job("one to two", whole, goes_on_from=folder / "one" / "t3d"),
+        job("full disk", largest_file=2000),
+        Job(recipe_of(inputs, "run", **FSDP), notes=folder / "notes" / "own disks", own_disks=True),
+        Job(recipe_of(story, folder / "start", **FSDP), notes=folder / "notes" / "start", looks_at_start=True),
+        Job(recipe_of(broken_model(story, folder), folder / "x", **FSDP), notes=folder / "notes" / "broken model"),
+    ]
+    of_four = [
+        job("two to four", whole, goes_on_from=folder / "two" / "t3d"),
+        job("four in pairs", {**whole, **PAIRS}),
+        job("two to four in pairs", {**whole, **PAIRS}, goes_on_from=folder / "two" / "t3d"),
+        Job(
+            recipe_of(inputs, folder / "start in pairs", **PAIRS),
+            notes=folder / "notes" / "start in pairs",
+            looks_at_start=True,
+        ),
+    ]
+    train_together([(2, of_two), (4, of_four)], folder)
     return folder
+
+
+def broken_model(story, folder):
+    """Inputs whose model lacks its weights."""
+    inputs = folder / "broken"
+    shutil.copytree(story, inputs)
+    (inputs / "model" / "model.safetensors").write_bytes(b"torn")
+    return inputs
 
 
 def assert_alike(left, right):
@@ -97,6 +137,8 @@ def assert_alike(left, right):
 
 
 def assert_same_files(left, right):
+    for name in ("config.json", "generation_config.json"):
+        assert (left / name).read_text() == (right / name).read_text()
     left, right = (load_file(folder / "model.safetensors") for folder in (left, right))
     assert {key: weight.dtype for key, weight in left.items()} == {key: weight.dtype for key, weight in right.items()}
     for key in right:
@@ -144,16 +186,21 @@ def test_a_checkpoint_of_one_is_read_by_two(runs):
     assert_alike(runs / "one to two", runs / "one" / "t3d")
 
 
-def test_a_checkpoint_of_two_is_read_by_one(runs, inputs, tmp_path):
-    cut_short(runs / "two" / "t3d", tmp_path / "run")
+@pytest.mark.parametrize("name", ["two/t3d", "four in pairs"])
+def test_a_checkpoint_of_several_is_read_by_one(name, runs, inputs, tmp_path):
+    cut_short(runs / name, tmp_path / "run")
     train(recipe_of(inputs, tmp_path / "run", **TWINS["t3d"]), resume=True)
     assert_alike(tmp_path / "run", runs / "one" / "t3d")
 
 
-def test_a_checkpoint_of_two_is_read_by_four(runs, inputs, tmp_path):
-    recipe = recipe_of(inputs, tmp_path / "run", **TWINS["t3d"])
-    train_together([(recipe, runs / "two" / "t3d", None)], tmp_path, 4)
-    assert_alike(tmp_path / "run", runs / "one" / "t3d")
+@pytest.mark.parametrize("name", ["two to four", "two to four in pairs"])
+def test_a_checkpoint_of_two_is_read_by_four(name, runs):
+    assert_alike(runs / name, runs / "one" / "t3d")
+
+
+def test_four_in_pairs_are_one(runs):
+    """Two groups of two, each of which holds everything."""
+    assert_alike(runs / "four in pairs", runs / "one" / "t3d")
 
 
 def test_moments_are_left_whole(runs):
@@ -181,13 +228,77 @@ def test_rounds_of_two_are_those_of_one(runs):
     assert_same_files(*(runs / count / "rounds" / "model" for count in ("two", "one")))
 
 
+# What each process holds at the start
+
+
+def loads(folder, count=2):
+    """How often each process read a whole model."""
+    return [int((folder / f"loads-{process}").read_text()) for process in range(count)]
+
+
+def test_the_main_process_alone_reads_the_model(runs):
+    assert loads(runs / "notes" / "two" / "t3d") == [1, 0]
+    assert loads(runs / "notes" / "four in pairs", 4) == [1, 0, 0, 0]
+    assert loads(runs / "notes" / "two" / "uneven ddp") == [1, 1]
+
+
+def test_a_resumed_run_reads_its_checkpoint_and_no_model(runs):
+    for name, count in (("two to two", 2), ("one to two", 2), ("two to four in pairs", 4)):
+        assert loads(runs / "notes" / name, count) == [0] * count
+
+
+@pytest.mark.parametrize("name, count", [("start", 2), ("start in pairs", 4)])
+def test_what_was_dealt_out_is_the_model(name, count, runs, story, inputs):
+    """Bit for bit, tied weights and others, and the rotary frequencies that no file holds; each process has a half."""
+    model = load_model((story if count == 2 else inputs) / "model", device="cpu")
+    wanted, frequencies = dict(model.named_parameters()), dict(model.named_buffers())
+    assert frequencies
+    for process in range(count):
+        found = torch.load(runs / "notes" / name / f"start-{process}.pt", weights_only=True)
+        for held in (found["student"], found["reference"]):
+            assert held.keys() == wanted.keys()
+            assert [key for key in wanted if not torch.equal(held[key], wanted[key])] == []
+        for buffers in found["buffers"]:
+            assert buffers.keys() == frequencies.keys()
+            assert [key for key in buffers if not torch.equal(buffers[key], frequencies[key])] == []
+        assert found["held"] == pytest.approx(model.num_parameters() / 2, rel=0.05)
+
+
+def test_a_model_that_the_main_process_cannot_read_is_refused_by_all(runs):
+    said = failures(runs / "notes" / "broken model")
+    assert said[0] == said[1]
+    assert "weights cannot be read" in said[0]
+
+
 # Checkpoints that cannot be written or used
+
+
+def failures(folder):
+    """What the two processes say of why they stopped."""
+    return [(folder / f"failure-{process}").read_text() for process in (0, 1)]
+
+
+def test_machines_without_a_disk_that_they_share_are_found_out(runs):
+    """Not when somebody wants to go on from a checkpoint of which half lies elsewhere."""
+    said = failures(runs / "notes" / "own disks")
+    assert said[0] == said[1]
+    assert "out must be on a disk that all machines share" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_all_go_on_from_what_the_main_process_sees(runs, inputs, tmp_path, monkeypatch):
+    """Another machine's view of a shared folder may be older."""
+    shutil.copytree(runs / "one" / "t3d", tmp_path / "run")
+    first = tmp_path / "run" / "checkpoints" / "step-000004"
+    monkeypatch.setattr("t3d.training.trainer.broadcast_object_list", lambda seen: [first])
+    recipe = recipe_of(inputs, tmp_path / "run", **TWINS["t3d"])
+    assert Trainer(recipe, resume=True).finished_steps == 4
 
 
 def test_a_disk_that_refuses_one_process_stops_all_of_them(runs):
     """Each says the same in one line, and no half of a checkpoint is left."""
     out = runs / "full disk"
-    first, second = ((out / f"failure-{process}").read_text() for process in (0, 1))
+    first, second = failures(runs / "notes" / "full disk")
     assert first == second
     assert "\n" not in first
     assert "checkpoints/step-000004: " in first
@@ -215,5 +326,5 @@ def test_parts_of_another_model_are_refused(runs, story, inputs, tmp_path):
 def test_a_run_says_how_it_was_shared(runs):
     """What is asked for stays asked for; whether gradients are kept whole was left open."""
     written = json.loads((runs / "two" / "t3d" / "recipe.json").read_text())
-    assert written["distributed"] == {"strategy": "fsdp", "gradients": "whole"}
+    assert written["distributed"] == {"strategy": "fsdp", "gradients": "whole", "shards": None}
     assert Path(runs, "two", "t3d", "starts.jsonl").read_text().count('"num_processes": 2') == 1

@@ -39,7 +39,6 @@ from t3d.models import load_model, model_fingerprint
 from t3d.training import Trainer, train
 from t3d.training.learner import Learner, LearnerState
 from t3d.training.run.checkpoint import Checkpoints, on_host
-from t3d.training.run.finite import FiniteGuard, all_finite
 from t3d.training.run.folder import describe_outcome, other_run
 from t3d.training.run.live import RunPanel, duration, sparkline
 from t3d.training.run.watching import Best, Watcher, replace_folder
@@ -249,6 +248,18 @@ def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
 
 
+def test_what_a_cluster_says_twice_is_one_request(inputs, tmp_path, monkeypatch):
+    """It signals every process, and a launcher among them passes on what it was told."""
+
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    do_in_step(monkeypatch, 6, twice)
+    with pytest.raises(KeyboardInterrupt, match="step-000006"):
+        train(recipe_of(inputs, tmp_path / "run"))
+
+
 def test_without_checkpoints_none_is_written_and_it_says_so(inputs, tmp_path, monkeypatch):
     do_in_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt, match="no checkpoint"):
@@ -286,20 +297,6 @@ def test_seconds_go_on_where_they_stopped(inputs, tmp_path, monkeypatch):
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert seconds == sorted(seconds)
     assert seconds[4] > 0.3
-
-
-# Numbers that are not finite
-
-
-def test_finite_guard_and_weights():
-    guard, fine = FiniteGuard(), torch.tensor(1.0)
-    assert guard.check() is None
-    assert guard.watch(1, {"loss": fine, "grad_norm": fine}) is None
-    assert guard.watch(2, {"loss": fine, "grad_norm": torch.tensor(float("inf"))}) is None
-    assert guard.watch(3, {"loss": fine, "grad_norm": fine}) == (2, "grad_norm")
-    assert guard.check() is None
-    for value, finite in ((3e38, True), (float("nan"), False), (float("-inf"), False)):
-        assert all_finite([torch.zeros(2, 2), torch.tensor([1.0, value, -2.0])]) == finite
 
 
 # Evaluation while training

@@ -153,32 +153,6 @@ sys.exit(run(["train", sys.argv[1]]))
 """
 
 
-PROGRAM_OF_MANY = """
-import json, resource, sys
-from pathlib import Path
-from accelerate import PartialState
-from t3d.config import make_recipe
-from t3d.errors import WorkError
-from t3d.training import run_recipe
-from training_runs import cut_short
-state = PartialState(cpu=True)
-unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-for job in json.loads(Path(sys.argv[1]).read_text()):
-    recipe = make_recipe(job["recipe"])
-    if job["cut"] is not None:
-        if state.is_main_process:
-            cut_short(Path(job["cut"]), Path(recipe.out))
-        state.wait_for_everyone()
-    if job["largest_file"] is not None and not state.is_main_process:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], unlimited[1]))
-    try:
-        run_recipe(recipe, resume=job["cut"] is not None)
-    except WorkError as error:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        Path(recipe.out, f"failure-{state.process_index}").write_text(str(error))
-"""
-
-
 def cut_short(whole, out):
     """A copy of a finished run as it was after its first checkpoint."""
     shutil.copytree(whole, out)
@@ -186,24 +160,6 @@ def cut_short(whole, out):
         shutil.rmtree(later)
     shutil.rmtree(out / "model")
     (out / "outcome.json").unlink()
-
-
-def train_together(jobs, folder, count):
-    """`count` processes that train recipes one after another; what fails leaves a file `failure-<process>`.
-
-    A job is (recipe, run to go on from or None, most bytes that any but the main process may write to a file or None).
-    """
-    file = folder / f"jobs-{count}.json"
-    names = ("recipe", "cut", "largest_file")
-    told = [(recipe.model_dump(mode="json"), cut and str(cut), largest) for recipe, cut, largest in jobs]
-    file.write_text(json.dumps([dict(zip(names, job, strict=True)) for job in told]))
-    processes = start_program(PROGRAM_OF_MANY, file, count)
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
 
 
 def start_processes(recipe, file, count):

@@ -20,7 +20,7 @@ from t3d.bench.training_report import NOTE, Setting, TimedStep, TrainRow, make_r
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch, TrainingRow
 from t3d.errors import RequestError, WorkError
-from t3d.models import FAMILIES, BlockDiffusionConfig
+from t3d.models import BlockDiffusionConfig, BlockDiffusionModel
 from t3d.objectives import build_objective
 from t3d.progress import progress
 from t3d.training.data import Share, StepDataset
@@ -31,7 +31,7 @@ from t3d.training.phases import TimedPhases
 from t3d.training.precision import compute_dtype
 from t3d.training.reference import reference_form
 from t3d.training.requirements import check_training
-from t3d.training.student import make_student
+from t3d.training.student import Student, make_sharded_student, make_student, weightless
 from t3d.training.throughput import work_of
 
 
@@ -53,9 +53,7 @@ def bench_train(plan: TrainPlan, file: Path, command: str) -> TrainRow:
     config, recipe = plan.check()
     accelerator, recipe = prepare_device(recipe)
     device = accelerator.device
-    with torch.device("meta"):
-        num_weights = FAMILIES[config.model_type][1](config).num_parameters()
-    recipe = with_strategy(recipe, num_weights, accelerator.num_processes, device)
+    recipe = with_strategy(recipe, weightless(config).num_parameters(), accelerator.num_processes, device)
     check_training(recipe)
     with memory_limit(plan.memory_gib, device):
         bench = TrainBench(plan, config, recipe, accelerator)
@@ -82,10 +80,18 @@ class TrainBench:
         self._device, self._sharded = accelerator.device, is_sharded(recipe, accelerator.num_processes)
         self._objective = build_objective(recipe.objective.name)
         self._phases = TimedPhases(self._device)
-        student = make_student(
-            lambda dtype: build_model(config, self._device, dtype, plan.seed), recipe, self._device, self._sharded
-        )
-        self._learner = Learner(student, self._objective, recipe, accelerator, self._phases)
+        self._learner = Learner(self._student(), self._objective, recipe, accelerator, self._phases)
+
+    def _student(self) -> Student:
+        """One whose whole weights, if it is sharded, never lie on a device: they might not fit."""
+        drawn_on = torch.device("cpu") if self._sharded else self._device
+
+        def load(dtype: torch.dtype) -> BlockDiffusionModel:
+            return build_model(self._config, drawn_on, dtype, self._plan.seed)
+
+        if self._sharded:
+            return make_sharded_student(weightless(self._config), load, self._recipe)
+        return make_student(load, self._recipe, self._device)
 
     def measure(self) -> list[TimedStep]:
         """Warm up, then time the plan's steps."""

@@ -22,13 +22,15 @@ from t3d.noise import gumbel_noise
 CHUNK_LOGITS = 2**29
 """Logits of one chunk: 1 GiB in bfloat16."""
 SMALLEST_CHUNK = 256
+LOWEST_LOGP = -1e30
+"""What a token's log-probability counts as at least: sums over all tokens of a step stay finite."""
 
 
 class TokenScores(NamedTuple):
     """What one model says about M positions. A tuple: FSDP looks for a forward's tensors in nothing else.
 
     Attributes:
-        logp: float32 [M, K] log-probabilities of the K targets of each position.
+        logp: float32 [M, K] log-probabilities of the K targets of each position, from `LOWEST_LOGP` to 0.
         argmax: int64 [M] most likely token, never the mask token.
         own: int64 [M] the token that the model itself would produce: its argmax, or a draw.
         entropy: float32 [M] nats, or None if not asked for.
@@ -226,19 +228,23 @@ def _summary(
 ) -> tuple[Tensor, ...]:
     """All that is kept of one chunk's logits [C, V]: logp, entropy, divergence, normalisers, argmax, own token.
 
-    The normalisers, [C, 2], are of the plain softmax and of the entropy's.
+    The normalisers, [C, 3], are the greatest logit and, of logits less that one, those of the plain softmax and of the
+    entropy's. However large logits are, log-probabilities are then as exact as their differences.
     """
     logits = _at_least_float32(logits)
-    normaliser = entropy_normaliser = logits.logsumexp(dim=-1)
+    greatest = logits.amax(dim=-1)
+    logits = logits - greatest[:, None]
+    normaliser = entropy_normaliser = logits.exp().sum(dim=-1).log()
     entropy, divergence = torch.zeros_like(normaliser), torch.zeros_like(normaliser)
     if entropy_temperature is not None:
         tempered = logits / entropy_temperature
-        entropy_normaliser = tempered.logsumexp(dim=-1)
-        log_probabilities = tempered - entropy_normaliser[:, None]
+        entropy_normaliser = tempered.exp().sum(dim=-1).log()
+        log_probabilities = (tempered - entropy_normaliser[:, None]).clamp_min(LOWEST_LOGP)  # 0 * -inf would be NaN
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
     if teacher_logits is not None:
-        theirs = _at_least_float32(teacher_logits).log_softmax(dim=-1)
-        divergence = (theirs.exp() * (theirs - (logits - normaliser[:, None]))).sum(dim=-1)
+        theirs = _at_least_float32(teacher_logits).log_softmax(dim=-1).clamp_min(LOWEST_LOGP)
+        ours = (logits - normaliser[:, None]).clamp_min(LOWEST_LOGP)
+        divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     is_mask = torch.arange(logits.shape[1], device=logits.device) == mask_token_id
     allowed = logits.masked_fill(is_mask, -torch.inf)
     argmax = own = allowed.argmax(dim=-1)
@@ -246,8 +252,8 @@ def _summary(
         own = (allowed / temperature + gumbel_noise(draw_keys, allowed.shape[1])).argmax(dim=-1)
     if append_own:
         targets = torch.cat([targets, own[:, None]], dim=1)
-    logp = logits.gather(1, targets) - normaliser[:, None]
-    normalisers = torch.stack([normaliser, entropy_normaliser], dim=1)
+    logp = (logits.gather(1, targets) - normaliser[:, None]).clamp_min(LOWEST_LOGP)
+    normalisers = torch.stack([greatest, normaliser, entropy_normaliser], dim=1)
     return logp, entropy, divergence, normalisers, argmax, own.clone()
 
 
@@ -268,13 +274,13 @@ def _logit_gradient(
     p' the softmax at temperature T: d entropy / d z_j = -p'_j (log p'_j + entropy) / T.
     """
     dtype = logits.dtype
-    logits = _at_least_float32(logits)
+    logits = _at_least_float32(logits) - normalisers[:, :1]
     pull = logp_gradient.sum(dim=1, keepdim=True)
     if teacher_logits is not None:
         pull = pull - divergence_gradient[:, None]
-    gradient = -(logits - normalisers[:, :1]).exp() * pull
+    gradient = -(logits - normalisers[:, 1:2]).exp() * pull
     if entropy_temperature is not None:
-        log_probabilities = logits / entropy_temperature - normalisers[:, 1:]
+        log_probabilities = (logits / entropy_temperature - normalisers[:, 2:]).clamp_min(LOWEST_LOGP)
         weight = entropy_gradient[:, None] / entropy_temperature
         gradient = gradient - log_probabilities.exp() * weight * (log_probabilities + entropy[:, None])
     if teacher_logits is not None:

@@ -64,7 +64,7 @@ class AdaptedStudent(Student):
         Raises:
             WorkError: the disk refuses.
         """
-        save_model(self.exported(device="cpu"), folder, tokenizer)
+        save_model(self.exported(device="cpu"), folder, tokenizer, with_checksums=True)
         try:
             self._adapted.save_pretrained(folder.parent / FOLDER, save_embedding_layers=False)
         except (OSError, SafetensorError) as error:
@@ -100,13 +100,13 @@ def add_adapters(model: BlockDiffusionModel, adapter: AdapterConfig, held_in: to
     Raises:
         RequestError: adapters for layers that the model does not have.
     """
-    _check_targets(model, adapter.targets)
+    targets = _targets(model, adapter.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
         lora_alpha=2 * adapter.rank if adapter.alpha is None else adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=list(adapter.targets),
+        target_modules=targets,
         use_dora=adapter.type == "dora",
     )
     with torch.random.fork_rng(devices=[]):
@@ -133,13 +133,17 @@ def _leave_inputs_to_autocast(model: BlockDiffusionModel) -> None:
             layer.cast_input_dtype_enabled = False
 
 
-def _check_targets(model: BlockDiffusionModel, targets: tuple[str, ...]) -> None:
+def _targets(model: BlockDiffusionModel, asked: tuple[str, ...] | None) -> list[str]:
+    """Names of linear layers of the decoder: those asked for, or all."""
     linears = [name for name, layer in model.model.named_modules() if isinstance(layer, nn.Linear)]
-    unknown = [name for name in targets if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
-    if unknown or not targets:
-        known = ", ".join(sorted({linear.rpartition(".")[2] for linear in linears}))
+    known = sorted({linear.rpartition(".")[2] for linear in linears})
+    if asked is None:
+        return known
+    unknown = [name for name in asked if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
+    if unknown or not asked:
         what = f"no linear layer is called {', '.join(unknown)}" if unknown else "names none"
-        raise RequestError(f"model.adapter.targets: {what}; the model has {known}")
+        raise RequestError(f"model.adapter.targets: {what}; the model has {', '.join(known)}")
+    return list(asked)
 
 
 def _plain_layers(model: BlockDiffusionModel, place: Callable[[Tensor], Tensor]) -> dict[nn.Module, nn.Module]:

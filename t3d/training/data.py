@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d import trajectories
 from t3d.config import BatchConfig, CorruptionConfig, DataConfig, PromptConfig
-from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack_in_budget, row_generator
+from t3d.corruption import NoisyExample, PackedBatch, TrainingRow, corrupt, pack, pack_in_budget, row_generator
 from t3d.corruption.hiding import tokens_of_example
 from t3d.corruption.packing import deal, divide
 from t3d.errors import RequestError
@@ -147,10 +147,9 @@ class StepDataset(Dataset[list[PackedBatch]]):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> list[PackedBatch]:
-        places, num_batches = self._shared_out(step)
-        examples = [self._example(place, progress_at(step, self._num_steps)) for place in places]
+        places, num_batches, _ = self._shared_out(step)
         return pack_in_budget(
-            examples,
+            self._examples(step, places),
             tokens_per_batch=self._batch.tokens_per_batch,
             row_tokens=self._batch.row_tokens,
             block_size=self._block_size,
@@ -159,8 +158,28 @@ class StepDataset(Dataset[list[PackedBatch]]):
             at_least=num_batches,
         )
 
-    def _shared_out(self, step: int) -> tuple[list[int], int]:
-        """This process's places of a step, nearly as many tokens as any other's; and the most batches of any process.
+    def apart(self, step: int) -> list[PackedBatch]:
+        """The examples of item `step`, each in a batch of its own; empty batches where another process has more."""
+        places, _, most = self._shared_out(step)
+        examples = self._examples(step, places)
+        return [
+            pack(
+                examples[index : index + 1],
+                row_tokens=None,
+                block_size=self._block_size,
+                num_examples_in_step=self._examples_per_step,
+                tiled=self._tiled,
+            )
+            for index in range(most)
+        ]
+
+    def rows_of(self, step: int) -> list[str]:
+        """Ids of the rows of item `step`, of all processes."""
+        first = step * self._examples_per_step
+        return sorted({self._drawn(place)[0].row_id for place in range(first, first + self._examples_per_step)})
+
+    def _shared_out(self, step: int) -> tuple[list[int], int, int]:
+        """This process's places of a step, nearly as many tokens as any other's; the most batches, and places, of any.
 
         Processes that gather weights from each other wait for the one with the most batches: all have to run as many.
         """
@@ -170,7 +189,12 @@ class StepDataset(Dataset[list[PackedBatch]]):
         hands = deal(lengths, self._share.world_size)
         budget = self._batch.tokens_per_batch
         num_batches = max(len(divide([lengths[index] for index in hand], budget, self._tiled)) for hand in hands)
-        return sorted(sized[index][1] for index in hands[self._share.rank]), num_batches
+        places = sorted(sized[index][1] for index in hands[self._share.rank])
+        return places, num_batches, max(map(len, hands))
+
+    def _examples(self, step: int, places: list[int]) -> list[NoisyExample]:
+        progress = progress_at(step, self._num_steps)
+        return [self._example(place, progress) for place in places]
 
     def _num_tokens(self, place: int) -> int:
         """Of the example at a place, which need not be made for that."""

@@ -10,7 +10,7 @@ import torch
 from t3d.noise import draw_keys
 
 ROUNDING = 0
-"""Of the weights: alike in all processes, which hold the same ones."""
+"""Of the weights: alike in all processes, since those that hold the same ones must round alike."""
 
 
 def seed_dropout(seed: int, step: int, process_index: int) -> None:

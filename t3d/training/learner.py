@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from t3d.config import Recipe
 from t3d.corruption import PackedBatch
@@ -18,6 +19,7 @@ from t3d.objectives.base import mean_over_step, mean_per_example
 from t3d.training.computing import computing_of
 from t3d.training.copying import copy_into
 from t3d.training.draws import seed_dropout, seed_rounding
+from t3d.training.finite import NotFinite
 from t3d.training.memory import checkpoint_layers, choose_layers
 from t3d.training.optimizers import build_optimizer, learning_rate_share, load_moments_into, set_learning_rate
 from t3d.training.parallel.processes import processes_of
@@ -73,6 +75,7 @@ class Learner:
         self.computing = computing_of(recipe, student.model.config, accelerator.device, self._processes.sharded)
         self._own_scorer = Scorer(student.model, self.computing)
         self._scorer = self._processes.hold(self._own_scorer)
+        student.fill()
         self.reference: Reference | None = (
             build_reference(student, recipe, self.computing, self._processes)
             if objective.needs_reference or objective.needs_teacher
@@ -85,7 +88,11 @@ class Learner:
             self._checkpoint(recipe.compute.checkpoint_layers or 0)
 
     def step(self, batches: Iterable[PackedBatch], number: int) -> dict[str, Tensor]:
-        """Optimizer step `number` (1-based) over this process's batches of it; returns metrics on the device."""
+        """Optimizer step `number` (1-based) over this process's batches of it; returns metrics on the device.
+
+        Raises:
+            NotFinite: loss or gradient is not, in all processes at once; nothing has changed.
+        """
         seed_dropout(self._recipe.seed, number, self._accelerator.process_index)
         parts = [self._placed(batch) for batch in batches]
         if self.checkpointed_layers is None:
@@ -94,7 +101,7 @@ class Learner:
         for index, (batch, verdict) in enumerate(zip(parts, self._verdicts(parts), strict=True)):
             with self._processes.backward(self._scorer, last=index == len(parts) - 1):
                 with self._phase(FORWARD):
-                    loss, metrics = self._batch_loss(batch, verdict)
+                    loss, metrics = self._batch_loss(self._scorer, batch, verdict)
                 with self._phase(BACKWARD):
                     # gradients are averaged over processes; the loss is already a share of the global mean
                     self._accelerator.backward(loss * self._accelerator.num_processes)
@@ -102,7 +109,22 @@ class Learner:
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         totals = {name: self._accelerator.reduce(value, "sum") for name, value in totals.items()}
         with self._phase(OPTIMIZER):
-            return {**totals, **self._update(number)}
+            return {**totals, **self._update(number, totals["loss"])}
+
+    @torch.no_grad()
+    def rows_not_finite(self, apart: Sequence[PackedBatch]) -> list[str]:
+        """The rows of all processes whose own loss is not finite.
+
+        Args:
+            apart: this process's examples, each in a batch of its own, and as many batches as any other process has.
+        """
+        parts = [self._placed(batch) for batch in apart]
+        losses = [
+            self._batch_loss(self._own_scorer, *each)[0] for each in zip(parts, self._verdicts(parts), strict=True)
+        ]
+        self._processes.rest(self._own_scorer)
+        own = [row for loss, batch in zip(losses, parts, strict=True) if not loss.isfinite() for row in batch.row_ids]
+        return sorted(set(gather_object(own)))
 
     def flops(self, work: Work) -> float:
         """Floating-point operations that steps of this much work need (`training_flops`)."""
@@ -161,16 +183,19 @@ class Learner:
             temperature = self._recipe.reference.temperature
             return [consult(scorer, batch, self._objective, temperature) for batch in batches]
 
-    def _batch_loss(self, batch: PackedBatch, verdict: Verdict | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _batch_loss(
+        self, scorer: nn.Module, batch: PackedBatch, verdict: Verdict | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
-            scores = score_batch(self._scorer, batch, verdict, self._objective.needs_entropy_at)
+            scores = score_batch(scorer, batch, verdict, self._objective.needs_entropy_at)
         loss, metrics = self._objective(scores, batch.tokens)
         agreement = mean_per_example((scores.argmax == batch.tokens.targets).float(), batch.tokens)
         return loss, {**metrics, "agreement": mean_over_step(agreement, batch.tokens)}
 
-    def _update(self, number: int) -> dict[str, Tensor]:
+    def _update(self, number: int, loss: Tensor) -> dict[str, Tensor]:
         optim = self._recipe.optim
         grad_norm = self._processes.clip(self.student.trainable().values(), optim.clip_norm)
+        self._require_finite(number, {"loss": loss, "grad_norm": grad_norm})
         learning_rate = optim.lr * learning_rate_share(number - 1, optim)
         set_learning_rate(self.optimizer, learning_rate)
         seed_rounding(self._recipe.seed, number)
@@ -179,6 +204,14 @@ class Learner:
         if self.reference is not None and self.refresh_every and number % self.refresh_every == 0:
             self.reference.refresh()
         return {"grad_norm": grad_norm, "lr": torch.tensor(learning_rate)}
+
+    def _require_finite(self, number: int, values: dict[str, Tensor]) -> None:
+        """The one wait for the device in a step: no update is begun before it is known to be a good one."""
+        is_broken = ~torch.stack([value.float() for value in values.values()]).isfinite()
+        broken: list[int] = self._accelerator.reduce(is_broken.int(), "sum").tolist()  # all processes decide alike
+        if any(broken):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFinite(number, [name for name, count in zip(values, broken, strict=True) if count])
 
     def _autocast(self) -> torch.autocast:
         lower = self._computes_in == torch.bfloat16

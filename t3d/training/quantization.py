@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t3d.models import BlockDiffusionModel
+from t3d.errors import RequestError
+from t3d.models import BlockDiffusionModel, feed_forward_of
 
 
 def quantize_layers(model: BlockDiffusionModel, compute_dtype: torch.dtype, device: torch.device) -> None:
@@ -19,7 +20,14 @@ def quantize_layers(model: BlockDiffusionModel, compute_dtype: torch.dtype, devi
         model: on the host or on `device`.
         compute_dtype: what a layer's weight is unpacked to for its product.
         device: where the packed weights go.
+
+    Raises:
+        RequestError: a mixture of experts, nearly all of whose weights are in no linear layer.
     """
+    if feed_forward_of(model.config).held:
+        raise RequestError(
+            "model.quantize: does not reach the experts of a mixture, which are most of it; leave it out"
+        )
     decoder = model.model
     for name in [name for name, layer in decoder.named_modules() if type(layer) is nn.Linear]:
         layer = decoder.get_submodule(name)

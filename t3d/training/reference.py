@@ -86,7 +86,7 @@ class CopyReference(Reference):
 
     def _converter(self, held_in: torch.dtype | None) -> Callable[[Tensor], Tensor]:
         """What makes a weight of the copy from one of the student's."""
-        return lambda weight: weight.to(dtype=held_in if weight.dim() > 1 else None, copy=True)
+        return _matrices_in(held_in)
 
 
 class OffloadReference(CopyReference):
@@ -133,12 +133,8 @@ class ShardedReference(Reference):
     def __init__(
         self, student: ShardedStudent, shards: Shards, held_in: torch.dtype, computing: Computing, offload: bool
     ) -> None:
-        def to_come(weight: Tensor) -> Tensor:
-            """Memory on the host that nothing is written to yet."""
-            return torch.empty(weight.shape, dtype=held_in if weight.dim() > 1 else weight.dtype, device="cpu")
-
         self._student = student
-        self.model = copy_model(student.shell, to_come).requires_grad_(False)
+        self.model = copy_model(student.shell, _matrices_in(held_in)).requires_grad_(False)
         self._scorer = Scorer(self.model, computing)
         shards.hold(self._scorer, offload)
         self.refresh()
@@ -201,6 +197,11 @@ class AdapterReference(Reference):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """As the base class."""
         copy_into(self._snapshot, tensors)
+
+
+def _matrices_in(dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Copies a weight, a matrix into this dtype."""
+    return lambda weight: weight.to(dtype=dtype if weight.dim() > 1 else None, copy=True)
 
 
 def reference_form(recipe: Recipe) -> str:

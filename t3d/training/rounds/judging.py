@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from t3d.training.rounds.plan import BEST
-from t3d.training.run.folder import METRICS_FILE
+from t3d.training.run.folder import read_metrics
 from t3d.training.run.watching import read_best
 
 
@@ -36,6 +35,6 @@ def accuracy_of(training: Path, of_best: bool) -> float:
         return 0.0
     if of_best:
         return best.accuracy
-    lines, name = (training / METRICS_FILE).read_text().splitlines(), f"accuracy@{best.tokens_per_step}"
-    found = [line[name] for line in map(json.loads, lines) if name in line]
+    name = f"accuracy@{best.tokens_per_step}"
+    found = [line[name] for line in read_metrics(training) if name in line]
     return found[-1] if found else 0.0

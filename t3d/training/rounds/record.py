@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from t3d.checksums import sealed, unsealed
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
 
@@ -47,7 +48,7 @@ class RoundsFile:
         if not self._file.exists():
             return
         try:
-            content = json.loads(self._file.read_text())
+            content = unsealed(self._file.read_bytes())
             begun_as, self._finished = content["out"], content["finished"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"out {out}: its {ROUNDS_FILE} cannot be read; choose another out") from error
@@ -62,6 +63,7 @@ class RoundsFile:
         """
         self._finished[part] = figures
         try:
-            write_whole(self._file, json.dumps({"out": self._out, "finished": self._finished}, indent=1) + "\n")
+            record = sealed({"out": self._out, "finished": self._finished})
+            write_whole(self._file, json.dumps(record, indent=1) + "\n")
         except OSError as error:
             raise WorkError(f"{self._file}: {error.strerror or error}; --resume goes on") from error

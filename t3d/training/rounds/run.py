@@ -100,7 +100,7 @@ class RoundsRun:
         """Random weights, where the recipe gives shapes: a rollout's model is a folder."""
         if self.recipe.model.init is not None and TEACHER not in self._finished:
             model = random_model(self.recipe.model.init, self._tokenizer, seed=self.recipe.seed)
-            save_model(model, self.out / TEACHER, self._tokenizer)
+            save_model(model, self.out / TEACHER, self._tokenizer, with_checksums=True)
             self._finished.add(TEACHER, {"parameters": model.num_parameters()})
 
     def _roll_out(self, each: Round) -> None:

@@ -1,7 +1,8 @@
 """What a run needs to go on exactly where it stopped, written so that a kill never leaves a half-written one.
 
 A checkpoint is a folder `step-000120` that appears by atomic rename: the model's weights, optimizer, reference, the
-step, and the run's own bookkeeping. Noise and data order are functions of the step, so no random state is stored.
+step, and the run's own bookkeeping, with checksums of all of these. Noise and data order are functions of the step, so
+no random state is stored.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from t3d.checksums import checked, damage_of_folder
 from t3d.errors import RequestError, WorkError
 from t3d.training.learner import Learner, LearnerState
 
@@ -94,12 +96,12 @@ class Checkpoints:
         final, partial = self._final(step), self._partial(step)
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_file(_plain(state.weights), partial / "model.safetensors")
-            torch.save(state.optimizer, partial / "optimizer.pt")
-            if state.reference:
-                save_file(_plain(state.reference), partial / "reference.safetensors")
-            (partial / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
+            with checked(partial):
+                save_file(_plain(state.weights), partial / "model.safetensors")
+                torch.save(state.optimizer, partial / "optimizer.pt")
+                if state.reference:
+                    save_file(_plain(state.reference), partial / "reference.safetensors")
+                (partial / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
             self._appear(step)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(partial, ignore_errors=True)
@@ -115,6 +117,7 @@ class Checkpoints:
             RequestError: torn, or of another model.
         """
         try:
+            self._require_intact(path)
             stored = json.loads((path / "state.json").read_text())
             step, progress = int(stored["step"]), dict(stored.get("progress", {}))
             learner.load(self._read(path, learner))
@@ -137,6 +140,13 @@ class Checkpoints:
             reference=load_file(reference) if reference.exists() else {},
             optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
         )
+
+    def _require_intact(self, path: Path) -> None:
+        """Raises:
+        RequestError: a file of the checkpoint is not as it was written.
+        """
+        if damage := damage_of_folder(path):
+            raise RequestError(damage)
 
     def _final(self, step: int) -> Path:
         return self._folder / f"{PREFIX}{step:06d}"

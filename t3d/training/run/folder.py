@@ -14,19 +14,23 @@ from typing import Any
 import yaml
 
 import t3d
+from t3d.checksums import sealed, sha256_of, unsealed
 from t3d.config import Recipe, make_recipe
+from t3d.credentials import without_secrets
 from t3d.errors import RequestError, WorkError
 from t3d.files import write_whole
+from t3d.training.run.metrics import Logged, MetricsLog, NoMetricsLog, complete_lines
 from t3d.training.run.tracking import Trackers
 from t3d.versions import versions
 
 RECIPE_FILE, RECIPE_YAML_FILE, METRICS_FILE = "recipe.json", "recipe.yaml", "metrics.jsonl"
-STARTS_FILE, OUTCOME_FILE = "starts.jsonl", "outcome.json"
+STARTS_FILE, OUTCOME_FILE, MOMENTS_FILE = "starts.jsonl", "outcome.json", "moments.pt"
 
 MAY_DIFFER = frozenset(
     ("batch", "checkpoint", "compute", "device", "distributed", "evaluation.memory_gib", "log_every", "out", "tracking")
-)
-"""Keys and groups that a resumed run may change: they decide about speed, memory, rounding and records only."""
+) | {"optim.on_nonfinite", "optim.max_skipped"}
+"""Keys and groups that a resumed run may change: they decide about speed, memory, rounding and records only, and about
+what becomes of a step that cannot be made."""
 
 
 class RunFolder:
@@ -51,7 +55,7 @@ class RunFolder:
         """
         fields = self._recipe.model_dump(mode="json")
         compared = {key: value for key, value in fields.items() if key not in ("device", "out")}
-        started = _lines(self.path / STARTS_FILE)
+        started = complete_lines(self.path / STARTS_FILE)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / RECIPE_FILE, json.dumps(compared, indent=2) + "\n")
@@ -76,12 +80,17 @@ class RunFolder:
         """Where checkpoints go."""
         return self.path / "checkpoints"
 
-    def open_metrics(self, first_step: int, writes: bool = True) -> MetricsLog | NoMetricsLog:
-        """A log that goes on after `first_step` finished steps; later lines of a killed run are dropped."""
+    def open_metrics(
+        self, first_step: int, writes: bool = True, logged: Logged | None = None
+    ) -> MetricsLog | NoMetricsLog:
+        """A log that goes on after `first_step` finished steps, when as much was `logged` as their checkpoint says.
+
+        Later lines of a killed run are dropped.
+        """
         if not writes:
             return NoMetricsLog()
         trackers = Trackers(self._recipe.tracking, self.path, self._recipe.model_dump(mode="json"), first_step)
-        return MetricsLog(self.path / METRICS_FILE, first_step, trackers)
+        return MetricsLog(self.path / METRICS_FILE, first_step, trackers, logged)
 
     def close(self, outcome: dict[str, Any]) -> None:
         """Write down how the run ended (`outcome.json`).
@@ -90,7 +99,9 @@ class RunFolder:
             WorkError: the disk refuses.
         """
         try:
-            write_whole(self.path / OUTCOME_FILE, json.dumps(outcome, indent=2) + "\n")
+            there = [name for name in (METRICS_FILE, MOMENTS_FILE) if (self.path / name).exists()]
+            beside = {"sha256": {name: sha256_of(self.path / name) for name in there}}
+            write_whole(self.path / OUTCOME_FILE, json.dumps(sealed({**outcome, **beside}), indent=2) + "\n")
         except OSError as error:
             raise WorkError(f"out {self.path}: {error.strerror or error}") from error
 
@@ -100,59 +111,17 @@ class RunFolder:
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / RECIPE_FILE).exists():
-            raise RequestError(f"out {self.path}: holds something else; choose an empty or new folder")
+            raise RequestError(
+                f"out {self.path}: holds something else (no {RECIPE_FILE}); choose an empty or new folder"
+            )
         try:
             difference = other_run(self.path / RECIPE_FILE, self._recipe)
-        except (OSError, ValueError) as error:  # killed while it was written, or of another version of this package
+        except (OSError, ValueError, TypeError) as error:  # damaged, or of another version of this package
             raise RequestError(f"out {self.path}: its {RECIPE_FILE} cannot be read; choose another out") from error
         if difference is not None:
             raise RequestError(f"out {self.path}: holds a run with another {difference}; choose another out")
         if not resume:
             raise RequestError(f"out {self.path}: holds this run already; add --resume, or choose another out")
-
-
-class MetricsLog:
-    """Metrics of optimizer steps: a line of JSON each, passed on to the trackers.
-
-    Args:
-        file: that they are appended to; lines of steps after `first_step` are dropped, all of them if that is 0.
-        first_step: finished steps.
-        trackers: closed with this log.
-    """
-
-    def __init__(self, file: Path, first_step: int, trackers: Trackers) -> None:
-        kept = [line for line in _lines(file) if first_step and json.loads(line)["step"] <= first_step]
-        write_whole(file, "".join(kept))
-        self._file, self._trackers = file, trackers
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append metrics of optimizer step `step` (1-based; 0 is before the first).
-
-        Raises:
-            WorkError: the disk refuses.
-        """
-        try:
-            with self._file.open("a") as file:  # not held open: closing it would fail a second time
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-        except OSError as error:
-            raise WorkError(
-                f"{self._file}: {error.strerror or error}; make room, then --resume goes on from the newest checkpoint"
-            ) from error
-        self._trackers.log(step, metrics)
-
-    def close(self) -> None:
-        """Let the trackers end; the file is whole after every line."""
-        self._trackers.close()
-
-
-class NoMetricsLog:
-    """For the processes beside the main one."""
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Leave it to the main process."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def other_run(file: Path, recipe: Recipe) -> str | None:
@@ -169,8 +138,48 @@ def other_run(file: Path, recipe: Recipe) -> str | None:
 
 def steps_of_finished(out: Path) -> int | None:
     """Optimizer steps of the finished run in this folder, whose student is in `model`; None if none is finished."""
+    return int(read_outcome(out)["step"]) if (out / OUTCOME_FILE).exists() else None
+
+
+def read_outcome(out: Path) -> dict[str, Any]:
+    """How the finished run in this folder ended.
+
+    Raises:
+        RequestError: the file is not there, or damaged.
+    """
     file = out / OUTCOME_FILE
-    return int(json.loads(file.read_text())["step"]) if file.exists() else None
+    try:
+        return unsealed(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: cannot be read; remove it, then --resume ends the run anew") from error
+
+
+def require_as_left(file: Path) -> None:
+    """Refuse a file of a run that is not as the run left it; that of one which is not finished is taken as it is.
+
+    Raises:
+        RequestError: it is damaged, or the run's outcome is.
+        OSError: it cannot be read.
+    """
+    if not (file.parent / OUTCOME_FILE).exists():
+        return
+    expected = read_outcome(file.parent).get("sha256", {}).get(file.name)
+    if expected is not None and sha256_of(file) != expected:
+        raise RequestError(f"{file}: damaged (its checksum differs); restore it, or train into another folder")
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of the finished run in this folder.
+
+    Raises:
+        RequestError: they are not those that the run wrote.
+    """
+    file = out / METRICS_FILE
+    try:
+        require_as_left(file)
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except OSError as error:
+        raise RequestError(f"{file}: {error.strerror or error}; restore it, or train into another folder") from error
 
 
 def describe_outcome(out: Path) -> str:
@@ -178,7 +187,7 @@ def describe_outcome(out: Path) -> str:
     line = f"{out / 'model'}: the trained model"
     if not (out / OUTCOME_FILE).exists():
         return line
-    outcome = json.loads((out / OUTCOME_FILE).read_text())
+    outcome = read_outcome(out)
     if outcome["stopped_early"]:
         line += f", stopped early after {outcome['step']:,} of {outcome['steps']:,} steps"
     best = outcome["best"]
@@ -203,7 +212,7 @@ def _this_start() -> dict[str, Any]:
     """When, where and by what command this process runs which software."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": without_secrets(shlex.join(sys.argv)),
         "folder": os.getcwd(),
         "versions": versions(),
         "commit": _commit(),
@@ -227,10 +236,3 @@ def _given(fields: Any) -> Any:
     if not isinstance(fields, dict):
         return fields
     return {key: _given(value) for key, value in fields.items() if value is not None}
-
-
-def _lines(file: Path) -> list[str]:
-    """The complete lines of a file that a kill may have cut short."""
-    if not file.exists():
-        return []
-    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]

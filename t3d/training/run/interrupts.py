@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTICE = b"\ntrain: stopping after this step (once more stops at once)\n"
+NOTICE = b"\ntrain: stopping after this step (Ctrl-C once more stops at once)\n"
 
 
 class Stopped(Exception):
@@ -21,7 +21,8 @@ class Interrupts:
     """Whether somebody asked the run to stop.
 
     Attributes:
-        asked: set by the first signal; the second raises `KeyboardInterrupt` at once.
+        asked: set by the first signal. A second Ctrl-C raises `KeyboardInterrupt` at once; a second SIGTERM does
+            nothing, since clusters send it to every process, and launchers then pass on their own.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class Interrupts:
         """Handle a signal."""
         if os.getpid() != self._process:
             return  # a worker that prepares batches: it inherits the handler, and the run still needs it
+        if self.asked and number == signal.SIGTERM:
+            return
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

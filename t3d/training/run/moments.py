@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from t3d.errors import RequestError, WorkError
 from t3d.training.optimizers import load_moments_into
 from t3d.training.parallel.tensors import whole
-
-MOMENTS_FILE = "moments.pt"
+from t3d.training.run.folder import MOMENTS_FILE, require_as_left
 
 
 def save_moments(optimizer: Optimizer, folder: Path, writes: bool = True) -> None:
@@ -47,15 +46,18 @@ def load_moments(optimizer: Optimizer, folder: Path) -> None:
     """Let an optimizer go on from what `save_moments` wrote; its own learning rate and other settings stay.
 
     Raises:
-        RequestError: nothing is there, or it is of another kind of optimizer or of weights of other shapes.
+        RequestError: nothing is there, or it is damaged, of another kind of optimizer or of weights of other shapes.
     """
     file = folder / MOMENTS_FILE
     try:
+        require_as_left(file)
         stored = torch.load(file, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise RequestError(
             f"optim.moments_from {folder}: has no {MOMENTS_FILE}; run it with optim.keep_moments"
         ) from None
+    except RequestError:
+        raise
     except Exception as error:  # a torn file surfaces as whatever its reader raises
         raise RequestError(f"optim.moments_from {folder}: its {MOMENTS_FILE} cannot be read; leave it out") from error
     for name, own in _facts(optimizer).items():

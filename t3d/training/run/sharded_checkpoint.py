@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import torch
@@ -18,10 +20,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from t3d.checksums import checked
 from t3d.errors import WorkError
 from t3d.training.device import LONGEST_WAIT
 from t3d.training.learner import Learner, LearnerState
-from t3d.training.parallel.tensors import sharded_like
+from t3d.training.parallel.main_process import on_main
 from t3d.training.run.checkpoint import SHARDS, Checkpoints
 
 WEIGHTS, REFERENCE, OPTIMIZER = "weights", "reference", "optimizer"
@@ -37,7 +40,13 @@ class ShardedCheckpoints(Checkpoints):
         super().__init__(folder, keep, asynchronous)
         # of its own: a thread talks to the other processes' threads while training goes on
         self._group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        self._is_main = dist.get_rank() == 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None:  # else another process may still be talking to this one's thread
+            dist.destroy_process_group(self._group)  # a run of rounds makes one for every round
 
     def save(self, step: int, state: LearnerState, progress: Mapping[str, Any] | None = None) -> None:
         """As the base class; all processes must ask, and all hear of what failed in one of them."""
@@ -62,6 +71,9 @@ class ShardedCheckpoints(Checkpoints):
             written.set_exception(error)
         self._finish(step, progress, written)
 
+    def _require_intact(self, path: Path) -> None:
+        on_main(lambda: super(ShardedCheckpoints, self)._require_intact(path), self._group)
+
     def _make(self, step: int) -> None:
         partial = self._partial(step)
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,22 +87,19 @@ class ShardedCheckpoints(Checkpoints):
             raise self._refused(step, _reason(failure)) from failure
 
         def appear() -> None:
-            (self._partial(step) / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
+            _require_all_parts(self._partial(step) / SHARDS)
+            with checked(self._partial(step)):
+                (self._partial(step) / "state.json").write_text(json.dumps({"step": step, "progress": progress}))
             self._appear(step)
 
         self._on_main(step, appear)
 
     def _on_main(self, step: int, work: Callable[[], None]) -> None:
-        """Have the main process do something while the others wait; all learn whether it could."""
-        said: list[str | None] = [None]
-        if self._is_main:
-            try:
-                work()
-            except OSError as error:
-                said = [error.strerror or str(error)]
-        dist.broadcast_object_list(said, src=0, group=self._group)
-        if said[0] is not None:
-            raise self._refused(step, said[0])
+        """Have the main process do something for the checkpoint while the others wait; all learn whether it could."""
+        try:
+            on_main(work, self._group)
+        except OSError as error:
+            raise self._refused(step, error.strerror or str(error)) from error
 
     def _refused(self, step: int, reason: str) -> WorkError:
         return WorkError(f"checkpoint {self._final(step)}: {reason}; earlier checkpoints are intact, --resume goes on")
@@ -139,8 +148,23 @@ def flattened(state: LearnerState) -> dict[str, Tensor]:
 
 def _room_for(entry: TensorStorageMetadata, weight: Tensor) -> Tensor:
     """Memory for one of a weight's moments, dealt out as the weight is; or for a count of steps."""
-    room = torch.empty(entry.size, dtype=entry.properties.dtype)
-    return sharded_like(room, weight) if entry.size == weight.shape else room
+    dtype = entry.properties.dtype
+    same = entry.size == weight.shape
+    return torch.empty_like(weight.detach(), dtype=dtype) if same else torch.empty(entry.size, dtype=dtype)
+
+
+def _require_all_parts(shards: Path) -> None:
+    """Refuse a checkpoint of which other processes wrote their parts to where this one cannot read them.
+
+    Raises:
+        OSError: they did.
+    """
+    written = dcp.FileSystemReader(shards).read_metadata().storage_data.values()
+    missing = sorted({info.relative_path for info in written if not (shards / info.relative_path).exists()})
+    if missing:
+        raise FileNotFoundError(
+            errno.ENOENT, f"{missing[0]} of another process is not here: out must be on a disk that all machines share"
+        )
 
 
 def _is_sharded(state: LearnerState) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -49,6 +50,10 @@ class Trackers:
 
     def __init__(self, tracking: TrackingConfig, folder: Path, config: dict[str, Any], first_step: int) -> None:
         self._open: dict[str, GeneralTracker] = {}
+        self._left_out: set[str] = set()
+        self._hook_before = threading.excepthook
+        if "tensorboard" in tracking.to:
+            threading.excepthook = self._thread_failed
         for name in tracking.to:
             with self._left_out_if_it_fails(name):
                 tracker = _tracker(name, tracking, folder, config, first_step)
@@ -67,15 +72,29 @@ class Trackers:
             with self._left_out_if_it_fails(name):
                 tracker.finish()
         self._open.clear()
+        threading.excepthook = self._hook_before
 
     @contextmanager
     def _left_out_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self._open.pop(name, None)
+            self._leave_out(name, error)
+
+    def _leave_out(self, name: str, error: BaseException) -> None:
+        """Go on without a tracker; said once."""
+        self._open.pop(name, None)
+        if name not in self._left_out:
+            self._left_out.add(name)
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             logger.warning("tracking.to %s: its records are incomplete: %s (metrics.jsonl is not)", name, reason)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """A thread died; TensorBoard has one that writes, which would print a traceback."""
+        if type(failure.thread).__module__.startswith("tensorboard.") and failure.exc_value is not None:
+            self._leave_out("tensorboard", failure.exc_value)
+        else:
+            self._hook_before(failure)
 
 
 def _tracker(

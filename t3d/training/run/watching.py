@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from t3d.checksums import checked, damage_of_folder
 from t3d.config import EvaluationConfig, Recipe
 from t3d.engine import Engine
 from t3d.errors import RequestError, WorkError
@@ -154,8 +155,9 @@ class Watcher:
 
     def _keep(self, found: Best, student: Student) -> None:
         def write(folder: Path) -> None:
-            save_model(student.exported(device="cpu"), folder, self._tokenizer)
-            (folder / BEST_FILE).write_text(json.dumps(asdict(found), indent=2) + "\n")
+            with checked(folder):
+                save_model(student.exported(device="cpu"), folder, self._tokenizer)
+                (folder / BEST_FILE).write_text(json.dumps(asdict(found), indent=2) + "\n")
 
         try:
             replace_folder(self._folder, write)
@@ -197,12 +199,13 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     partial.mkdir(parents=True)
     try:
         write(partial)
-    except BaseException:
+        if folder.exists():
+            os.replace(folder, previous)
+        os.replace(partial, folder)
+    except Exception:
         _remove((partial,))
+        _recover(folder)
         raise
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(partial, folder)
     _remove((previous,))
 
 
@@ -222,8 +225,10 @@ def read_best(folder: Path) -> Best | None:
     """
     _recover(folder)
     file = folder / BEST_FILE
-    if not file.exists():
+    if not folder.exists():
         return None
+    if damage := damage_of_folder(folder):
+        raise RequestError(f"best model {folder}: {damage}; remove the folder to look for the best student anew")
     try:
         return Best(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
