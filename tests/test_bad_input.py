@@ -86,7 +86,8 @@ NOT_PLAIN = {
     "a name twice": ("a: 1\nb: 2\na: 3", "'a' twice in one group, in lines 1 and 3"),
     "a name twice, inside": ("c: {a: 1, a: 1}", "'a' twice"),
     "an alias inside of itself": ("a: &x [*x]", "nested more than"),
-    "brackets": ("[" * 1000, "nested more than"),
+    "brackets after a text, which might be a name": ('"a"' + "[" * 60_000, "nested more than"),
+    "brackets": ("[" * 60_000, "nested more than"),
     "depth": ("a: " + "[" * MAX_DEPTH + "]" * MAX_DEPTH, "nested more than"),
     "depth by aliases": (
         "".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else ''}]\n" for n in range(60)),

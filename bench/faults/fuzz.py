@@ -97,7 +97,7 @@ def run_one(name: str, engine: str, scale: float, folder: Path) -> dict[str, Any
     print(
         f"{name} {engine}: {figures['cases']} cases, {len(figures['findings'])} findings", file=sys.stderr, flush=True
     )
-    return {"target": name, "engine": engine, **figures}
+    return {"target": name, "engine": engine, "date": now(), **figures}
 
 
 ENVIRONMENT = {
@@ -109,11 +109,26 @@ ENVIRONMENT = {
 """No reader may ask a network, and each process has a core."""
 
 
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def with_earlier(rows: Sequence[dict[str, Any]], file: Path | None) -> list[dict[str, Any]]:
+    """Rows, and in their places those of a result file of what was not run this time."""
+    if file is None or not file.exists():
+        return list(rows)
+    earlier = json.loads(file.read_text())
+    by_name = {(row["target"], row["engine"]): {"date": earlier["date"], **row} for row in earlier["rows"]}
+    by_name |= {(row["target"], row["engine"]): row for row in rows}
+    return [by_name[name, engine] for name in PLAN for engine in ENGINES if (name, engine) in by_name]
+
+
 def summary(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """What is written down."""
     return {
         "what": "bad input: cases by target and engine, and what was wrong with them",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -131,7 +146,7 @@ def main() -> None:
     """Run all, or as a worker one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--targets", default=",".join(PLAN), help="which, by comma")
+    parser.add_argument("--targets", default=",".join(PLAN), help="which, by comma; others keep their rows in --out")
     parser.add_argument("--engines", default=",".join(ENGINES), help="which, by comma")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of cases")
     parser.add_argument("--keep", type=Path, help="folder for logs and the first case of each finding")
@@ -146,7 +161,7 @@ def main() -> None:
         rows = run_all(
             options.targets.split(","), options.engines.split(","), options.scale, options.keep or Path(scratch)
         )
-    found = summary(rows, time.monotonic() - started)
+    found = summary(with_earlier(rows, options.out), time.monotonic() - started)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ MAX_CHARACTERS = 65_536
 MAX_VALUES = 20_000
 """With what aliases repeat written out."""
 MAX_DEPTH = 40
+MAX_BRACKETS = 2 * MAX_DEPTH
+"""Open at once, those in texts and comments counted too: PyYAML looks at each open one again for every word."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -24,6 +27,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are read")
+    if _open_brackets(text) > MAX_BRACKETS:
+        raise ValueError(f"is nested more than {MAX_DEPTH} deep")
     loader = None
     try:
         loader = yaml.SafeLoader(text)  # refuses control characters
@@ -43,6 +48,15 @@ def parse_yaml(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _open_brackets(text: str) -> int:
+    """The most brackets and braces that are open at once."""
+    most = depth = 0
+    for each in re.findall(r"[\[{}\]]", text):
+        depth = depth + 1 if each in "[{" else max(0, depth - 1)
+        most = max(most, depth)
+    return most
 
 
 class _UnfitError(ValueError):

@@ -163,6 +163,7 @@ def yaml_bombs(valid: str) -> Iterator[tuple[str, bytes]]:
     yield "a billion rounds", valid.encode() + b"\nrounds: [{repeat: 1000000000, rollout: {task: story, count: 1}}]\n"
     yield "blocks a thousand deep", "".join(" " * depth + "a:\n" for depth in range(1000)).encode()
     yield "sequences a thousand deep", b"- " * 5000
+    yield "brackets after a text, which might be a name", b'"a"' + b"[" * 60_000
     yield "a hundred thousand keys", b"".join(b"k%d: 1\n" % number for number in range(10**5))
     yield "a tag of a megabyte", b"a: !" + b"x" * 10**6
     yield "a sexagesimal number of a megabyte", b"a: 1" + b":59" * 300_000
