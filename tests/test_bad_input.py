@@ -335,6 +335,16 @@ def test_a_header_longer_than_the_file(folder, length):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "owner/" + "y" * 5000])
+def test_names_that_no_file_can_have(name, trajectory_folder, tmp_path):
+    with pytest.raises(RequestError, match="model "):
+        load_model(name, device="cpu")
+    with pytest.raises(RequestError, match="cannot"):
+        get_task("jsonl", data=f"{name}.jsonl").problems("all")
+    write(tmp_path / "out", list(read(trajectory_folder)), replace(read_meta(trajectory_folder), model=name))
+    assert "tokens are shown as ids" in write_view(tmp_path / "out", tmp_path / "view.html").text_source
+
+
 # --- chat templates ---
 
 

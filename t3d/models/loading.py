@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 from pathlib import Path
@@ -97,7 +98,7 @@ def load_config(name: str | Path, revision: str | None = None) -> BlockDiffusion
     """
     source = resolve_model(name)
     folder = Path(source)
-    if not ((folder / "config.json").exists() if folder.is_dir() else _HUB_ID.fullmatch(source)):
+    if not (os.path.exists(folder / "config.json") if os.path.isdir(folder) else _HUB_ID.fullmatch(source)):
         raise RequestError(_not_found(name, FileNotFoundError(source)))  # transformers would make up an empty config
     require_intact(folder, name, "config.json".__eq__)
     try:
@@ -207,7 +208,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
 def has_tokenizer(name: str | Path) -> bool:
     """False for a model folder without any tokenizer file; a hub id is taken to have one."""
     folder = Path(resolve_model(name))
-    return not folder.is_dir() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+    return not os.path.isdir(folder) or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
 
 def stop_token_ids(model: BlockDiffusionModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
@@ -295,11 +296,11 @@ def check_weights(name: str | Path, info: dict) -> None:
 
 def _not_found(name: str | Path, error: Exception) -> str:
     path = Path(resolve_model(name))
-    if (path / "recipe.json").exists() and (path / "model").is_dir():
+    if os.path.exists(path / "recipe.json") and os.path.isdir(path / "model"):
         return f"model {name}: is the folder of a training run; its model is {path / 'model'}"
-    if path.is_dir() and not (path / "config.json").exists():
+    if os.path.isdir(path) and not os.path.exists(path / "config.json"):
         return f"model {name}: the folder holds no config.json"
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"model {name}: config.json cannot be read: {one_line(error)}"
     return (
         f"model {name}: not a folder, not one of {', '.join(BUILT_IN)}, and the hub did not give it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def read_rows(data: str | None, hub: HubDataset | None, split: str) -> list[Row]
             raise RequestError(f"{hub.repo_id} has no split {split!r}: choose one of {', '.join(hub.splits)}")
         return _hub_rows(hub.repo_id, hub.config_name, None, split)
     hub_id = _HUB_ID.fullmatch(data)
-    if hub_id and not Path(data).exists() and Path(data).suffix not in SUFFIXES:
+    if hub_id and not os.path.exists(data) and Path(data).suffix not in SUFFIXES:
         config_name = hub.config_name if hub is not None and hub_id["repo"] == hub.repo_id else None
         return _hub_rows(hub_id["repo"], config_name, hub_id["revision"], split)
     rows = list(_file_rows(Path(data)))
@@ -192,7 +193,7 @@ def _read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RequestError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
         raise _unreadable(file, error) from None
 
 

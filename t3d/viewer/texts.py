@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from t3d.errors import RequestError
 from t3d.models import has_tokenizer, load_tokenizer, resolve_model, tokenizer_fingerprint
@@ -54,7 +54,7 @@ def token_texts(rows: Sequence[Trajectory], meta: TrajectoryMeta, tokenizer: str
 
 def _is_here(place: str) -> bool:
     """Whether a tokenizer can be read without a network."""
-    return Path(resolve_model(place)).is_dir() and has_tokenizer(place)
+    return os.path.isdir(resolve_model(place)) and has_tokenizer(place)  # False of what is no path at all
 
 
 def _decoded(ids: Iterable[int], place: str, fingerprint: str) -> dict[int, str] | None:

@@ -252,7 +252,11 @@ def _parquet(rows: list[Any], meta: Any, as_it_comes: bool) -> bytes:
         values = [row.get(name) if isinstance(row, dict) else None for row in rows]
         columns[name.encode(errors="replace").decode()] = _column(values, None if as_it_comes else _type(SCHEMA, name))
     metadata = {b"t3d": json.dumps(meta).encode("utf-8", "surrogatepass")}
-    return _write(pa.table(columns).replace_schema_metadata(metadata))
+    try:
+        return _write(pa.table(columns).replace_schema_metadata(metadata))
+    except pa.ArrowException:  # a type that parquet does not have
+        texts = {name: pa.array([repr(each) for each in column.to_pylist()]) for name, column in columns.items()}
+        return _write(pa.table(texts).replace_schema_metadata(metadata))
 
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
