@@ -45,6 +45,13 @@ def save_tiny_model(folder, seed=0, **shapes):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew(request):
+    """Each test of a GPU compiles for itself: dynamo gives up on code that it compiled for eight kinds of model."""
+    if request.node.get_closest_marker("gpu"):
+        torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny random model with B = 4 and 256 positions. Only read it."""
