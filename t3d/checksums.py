@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from t3d.files import write_whole
+from t3d.files import settle, write_whole
 
 CHECKSUMS_FILE = "checksums.json"
 CHECKSUM = "checksum"
@@ -42,6 +42,8 @@ def checked(folder: Path) -> Iterator[None]:
     write_whole(file, json.dumps(_UNFINISHED) + "\n")
     yield
     names = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file() and each != file)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(lambda name: settle(folder / name), names))  # else a checksum may be that of what gets lost
     write_whole(file, json.dumps(sealed({"sha256": _checksums(folder, names)}), indent=1) + "\n")
 
 

@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from t3d import __version__
+from t3d import cli_completion as completion
 from t3d.cli_bench import app as bench_app
 from t3d.cli_compare import compare
 from t3d.cli_convert import app as convert_app
@@ -35,25 +36,33 @@ from t3d.cli_options import (
     decoding_of,
     make_folder,
 )
+from t3d.cli_publish import export, push
 from t3d.cli_rollout import rollout
 from t3d.cli_serve import serve
 from t3d.cli_study import study, study_report
 from t3d.cli_view import view
 from t3d.credentials import Formatter, print_traceback, without_secrets
 from t3d.errors import RequestError, WorkError
+from t3d.progress import tell
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench")
 app.add_typer(convert_app, name="convert")
 app.command()(rollout)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(doctor)
+app.command()(export)
+app.command()(push)
 app.command()(serve)
 app.command()(study)
 app.command()(study_report)
 app.command()(view)
 app.command("lm-eval", context_settings=PASS_THROUGH)(lm_eval)
+
+
+COMPLETING = "_T3D_COMPLETE"
+"""The variable by which a shell asks what may come next."""
 
 
 @app.callback(invoke_without_command=True)
@@ -88,14 +97,14 @@ def generate(
     dtype: DtypeOption = None,
 ) -> None:
     """Answer questions and say what it cost."""
+    decoding = decoding_of(
+        block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
+    )
     from t3d.config import PromptConfig
     from t3d.engine import Engine
     from t3d.tasks.prompts import render, resolve_form
     from t3d.types import Problem
 
-    decoding = decoding_of(
-        block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, seed
-    )
     engine = Engine.from_pretrained(model, dtype=dtype, device=device)
     form = resolve_form(PromptConfig(), PromptConfig(), engine.tokenizer)
     prompts = [render(Problem(str(place), text), form, engine.tokenizer).text for place, text in enumerate(prompt)]
@@ -111,7 +120,10 @@ def generate(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, see recipes/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optim.lr=1e-4.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, for example optim.lr=1e-4.", autocompletion=completion.recipe_keys),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
 ) -> None:
     """Train a student (or a teacher) as a recipe says."""
@@ -141,8 +153,14 @@ def demo(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _open_closed_streams()
     sys.excepthook = print_traceback
-    sys.exit(run(sys.argv[1:]))
+    if COMPLETING in os.environ:
+        app(prog_name="t3d")  # answers, and exits
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        _let_go_of_unwritten(stream)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -150,26 +168,54 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     if debug:  # allowed anywhere
         arguments = ["--debug", *(each for each in arguments if each != "--debug")]
-    command = typer.main.get_command(app)
     try:
-        with command.make_context("t3d", arguments or ["--help"]) as context:
-            command.invoke(context)
-    except typer.Exit as ended:  # --help, --version
-        return ended.exit_code
+        return _invoke(arguments)
     except (KeyboardInterrupt, typer.Abort) as interrupt:
         told = str(interrupt) or "what is finished is on disk (rollout, train and eval go on with --resume)"
-        print(f"t3d: interrupted; {told}", file=sys.stderr)
+        tell(f"t3d: interrupted; {told}")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `t3d eval ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
             raise
         code, message = _judge(error)
-        print("t3d: " + " ".join(without_secrets(message).split()), file=sys.stderr)
+        tell("t3d: " + " ".join(without_secrets(message).split()))
         return code
-    return 0
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Run a command until what it printed is written; its exit code."""
+    command = typer.main.get_command(app)
+    code = 0
+    try:
+        with command.make_context("t3d", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:  # --help, --version
+        code = ended.exit_code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkError(f"standard output: {error.strerror}; what is in files is whole") from error
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Open what was started closed (`2>&-`), or the next file would get its number, and what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+
+
+def _let_go_of_unwritten(stream: TextIO) -> None:
+    """What a full disk or a gone reader did not take would make Python's exit code its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _judge(error: Exception) -> tuple[int, str]:

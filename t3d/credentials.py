@@ -53,7 +53,7 @@ def holds_credentials(text: str) -> bool:
 def _of_environment(variables: Mapping[str, str]) -> Iterator[str]:
     for name, value in variables.items():
         if _SECRET_VARIABLE.search(name):
-            yield from (part for part in value.split() if len(part) >= SHORTEST)
+            yield from (part for part in (value.strip(), *value.split()) if len(part) >= SHORTEST)
 
 
 def _of_arguments(arguments: Sequence[str]) -> Iterator[str]:

@@ -107,6 +107,37 @@ def test_what_a_command_leaves(name, model_folder, trajectory_folder, tmp_path, 
         assert "models.invalid/owner/name" in left
 
 
+def test_what_a_study_and_its_workers_leave(model_folder, tmp_path, capfd):
+    fields = study_fields(model_folder, tmp_path / "study")
+    fields |= {"seeds": [0], "learning_rates": [1e-3], "ablations": {}, "claims": [], "equal_time": None}
+    fields["methods"] = {"plain": fields["methods"]["plain"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(fields))
+    assert run(["study", str(tmp_path / "study.yaml")]) == 0
+    said, left = capfd.readouterr(), all_that_is_in(tmp_path / "study")
+    names = {file.name for file in (tmp_path / "study").rglob("*")}
+    assert {"worker-0.log", "rows.json", "cell.json", "starts.jsonl", "result.json", "report.md"} <= names
+    assert CANARY not in said.out + said.err
+    assert CANARY not in left
+    assert LEFT_OUT in left
+
+
+def test_what_the_harness_leaves(model_folder, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("lm_eval")
+    from test_lm_eval import story_rows, write_task
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "cache" / "it looks for its own tasks here"))
+    folder = write_task(tmp_path / "tasks", story_rows(2))
+    model = f"pretrained={model_folder},device=cpu,max_new_tokens=8"
+    words = f"--model t3d --model_args {model} --include_path {folder} --tasks local_story --log_samples"
+    assert run(["lm-eval", *words.split(), "--output_path", str(tmp_path / "out")]) == 0
+    said, left = capfd.readouterr(), all_that_is_in(tmp_path / "out")
+    assert CANARY not in said.out + said.err
+    assert "exact_match" in left
+    assert "samples_local_story" in left
+    assert CANARY not in left
+
+
 # --- and that fail ---
 
 
@@ -261,6 +292,11 @@ LETTERS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8
 @given(value=LETTERS, before=st.text(max_size=5), after=st.text(max_size=5))
 def test_a_variables_value_is_left_out_wherever_it_is(value, before, after):
     assert without_secrets(f"{before} {value} {after}", {"MY_TOKEN": value}, []).count(value) == LEFT_OUT.count(value)
+
+
+def test_a_passphrase_is_left_out_whole():
+    variables = {"MY_PASSWORD": " two keys of tin\n"}
+    assert without_secrets("said 'two keys of tin'.", variables, []) == f"said '{LEFT_OUT}'."
 
 
 @pytest.mark.parametrize("text, shown", [

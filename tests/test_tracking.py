@@ -119,11 +119,12 @@ def test_tensorboard_hides_what_a_killed_part_wrote_beyond_its_checkpoint(tmp_pa
     for first_step, values in ((0, {1: 1.0, 2: 2.0, 3: 3.0}), (2, {3: 30.0, 4: 40.0})):
         trackers = Trackers(tracking, tmp_path, {}, first_step)
         for step, value in values.items():
-            trackers.log(step, {"loss": value})
+            trackers.log(step, {"loss": value, "lr": step / 8})
         trackers.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert [(event.step, event.value) for event in board.Scalars("lr")] == [(step, step / 8) for step in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("breaks_at", ["init", 3])

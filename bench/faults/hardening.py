@@ -3,7 +3,8 @@
     python bench/faults/hardening.py --out bench/results/faults/hardening.json
 
 Hostile programs against the sandbox, malformed requests and slow and leaving clients against the server, planted
-secrets, the lock files, kills, bad input and a long run; and the audit of what is locked, where its service is reached.
+secrets, damaged files, the lock files, kills, bad input and a long run; and the audit of what is locked, where its
+service is reached.
 Prints one table. Exit code 1 if anything is lost. The scripts beside this one and in `bench/serving` do more of each.
 """
 
@@ -21,7 +22,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from t3d.files import write_whole
 from t3d.versions import versions
@@ -35,8 +36,17 @@ SECONDS = 600
 LINES_OF_A_FAILURE = 25
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-Count = Callable[[Path], tuple[int, int]]
-"""From the file that a command wrote: how many cases, and how many of them were lost."""
+
+class Counted(NamedTuple):
+    """What a command counted: its cases, how many of them were lost, and how many it could not do here."""
+
+    cases: int
+    lost: int
+    skipped: int = 0
+
+
+Count = Callable[[Path], Counted]
+"""Reads the file that a command wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Row:
         how_many: cases; None if the check itself failed before it counted them, or was not done.
         lost: of them.
         seconds: wall time.
-        outcome: "ok", "FAILED", or why it was not done.
+        outcome: "ok", perhaps with what was skipped, "FAILED", or why it was not done.
     """
 
     what: str
@@ -73,37 +83,37 @@ class Row:
     outcome: str
 
 
-def of_tests(file: Path) -> tuple[int, int]:
+def of_tests(file: Path) -> Counted:
     """Of pytest's report; a skipped test is no case."""
     suite = next(ElementTree.parse(file).iter("testsuite"))
     number = {name: int(suite.get(name, 0)) for name in ("tests", "skipped", "failures", "errors")}
-    return number["tests"] - number["skipped"], number["failures"] + number["errors"]
+    return Counted(number["tests"] - number["skipped"], number["failures"] + number["errors"], number["skipped"])
 
 
-def of_server(file: Path) -> tuple[int, int]:
+def of_server(file: Path) -> Counted:
     """Of `bench/serving/faults.py`."""
     parts = json.loads(file.read_text())
     done = [parts["malformed"]["requests"], parts["slow"]["clients"], parts["leaving"]["clients"]]
     failures = [each for name in ("malformed", "slow", "leaving", "sigterm") for each in parts[name]["failures"]]
-    return sum(done) + parts["sigterm"]["requests"], len(failures)
+    return Counted(sum(done) + parts["sigterm"]["requests"], len(failures))
 
 
-def of_fuzzing(file: Path) -> tuple[int, int]:
+def of_fuzzing(file: Path) -> Counted:
     """Of `fuzz.py`."""
     figures = json.loads(file.read_text())
-    return figures["cases"], figures["findings"]
+    return Counted(figures["cases"], figures["findings"])
 
 
-def of_kills(file: Path) -> tuple[int, int]:
+def of_kills(file: Path) -> Counted:
     """Of `kill.py`."""
     table = json.loads(file.read_text())["commands"].values()
-    return sum(each["kills"] for each in table), sum(len(each["wrong"]) for each in table)
+    return Counted(sum(each["kills"] for each in table), sum(len(each["wrong"]) for each in table))
 
 
-def of_long_runs(file: Path) -> tuple[int, int]:
+def of_long_runs(file: Path) -> Counted:
     """Of `long.py`; what grew counts as one more that is lost."""
     runs = json.loads(file.read_text())["runs"].values()
-    return sum(each["total"] for each in runs), sum(each["lost"] + bool(each["grew"]) for each in runs)
+    return Counted(sum(each["total"] for each in runs), sum(each["lost"] + bool(each["grew"]) for each in runs))
 
 
 def tests(what: str, *files: str) -> Check:
@@ -117,6 +127,7 @@ SHORT = ("--answers", "12000", "--steps", "400")
 CHECKS = (
     tests("hostile programs in the sandbox", "test_sandbox"),
     tests("secrets planted", "test_secrets"),
+    tests("files damaged", "test_torn_files"),
     tests("lock files", "test_supply"),
     Check("malformed requests, slow and leaving clients", ("bench/serving/faults.py", "--out", "OUT"), of_server),
     Check("kills", ("bench/faults/kill.py", *THREE_EACH, "--out", "OUT"), of_kills),
@@ -151,12 +162,12 @@ def run(check: Check) -> Row:
         code, printed = execute([sys.executable, *words])
         seconds = round(time.monotonic() - started, 1)
         try:
-            how_many, lost = check.count(file)
+            how_many, lost, skipped = check.count(file)
         except (OSError, ValueError, KeyError, StopIteration, ElementTree.ParseError) as error:
             show(printed, f"{check.what}: no figures: {error!r}, exit code {code}")
             return Row(check.what, None, None, seconds, "FAILED")
     if code == 0 and how_many and not lost:
-        return Row(check.what, how_many, lost, seconds, "ok")
+        return Row(check.what, how_many, lost, seconds, f"ok, {skipped} skipped" if skipped else "ok")
     show(printed, f"{check.what}: exit code {code}")
     return Row(check.what, how_many, lost, seconds, "FAILED")
 

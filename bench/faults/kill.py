@@ -108,10 +108,15 @@ KINDS = {
 
 
 class Command:
-    """A command in a process group of its own."""
+    """A command in a process group of its own.
+
+    Attributes:
+        code: with which it ended; None while it runs.
+    """
 
     def __init__(self, words: list[str], log: Path) -> None:
         self._log, self._written = log, log.stat().st_size if log.exists() else 0
+        self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
@@ -128,8 +133,10 @@ class Command:
 
     def exit_code(self, wait: bool = False) -> int | None:
         """None while it runs."""
-        pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
 
     def kill(self) -> None:
         """What `kill -9` does, to all that it started too."""
@@ -169,7 +176,7 @@ def kill_again_and_again(kind: Kind, inputs: Path, folder: Path, count: int, see
             command = Command([*words, "--resume"] if own else words, log)
             if not killed(command, out, how, at, rng):
                 todo.insert(0, (how, share if own else 0.9 * share))  # it was over before
-                found.wrong += failures(command, out)
+                found.wrong += failures(command, out, resumed=own > 0)
                 break
             found.kills += 1
             found.at_a_change += how == "change"
@@ -177,12 +184,8 @@ def kill_again_and_again(kind: Kind, inputs: Path, folder: Path, count: int, see
             state = state_of(out)
             found.moments[state] = found.moments.get(state, 0) + 1
         command = Command([*words, "--resume"], log)
-        code = command.exit_code(wait=True)
-        if code != 0:
-            # Nothing was left to do, which `t3d train` says so.
-            is_over = code == 2 and "this run is finished" in command.said()
-            found.wrong += [] if is_over else [f"{out.name}: --resume ended with {code}: {command.said()[-300:]}"]
-        found.wrong += failures(command, out)
+        command.exit_code(wait=True)
+        found.wrong += failures(command, out, resumed=True)
         found.wrong += [f"{out.name}: {each}" for each in kind.compare(whole, out)]
         found.runs += 1
     return found
@@ -250,10 +253,13 @@ def state_of(out: Path) -> str:
     return ", ".join(f"{count} {name}" for name, count in parts.items() if count) or "begun"
 
 
-def failures(command: Command, out: Path) -> list[str]:
-    """Tracebacks that a part of a run printed."""
-    said = command.said()
-    return [f"{out.name}: {said[-1500:]}"] if "Traceback" in said else []
+def failures(command: Command, out: Path, resumed: bool) -> list[str]:
+    """What went wrong in a part of a run that was not killed: a traceback, or an exit code that it should not have."""
+    said, code = command.said(), command.code
+    is_over = resumed and code == 2 and "this run is finished" in said  # nothing was left to do, as `t3d train` says
+    if "Traceback" in said or not (code == 0 or is_over):
+        return [f"{out.name}: ended with {code}: {said[-1500:]}"]
+    return []
 
 
 def make_inputs(folder: Path) -> Path:

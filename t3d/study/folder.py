@@ -43,8 +43,10 @@ def open_folder(study: StudyConfig, resume: bool) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RequestError(f"out {out}: another process works on this study") from error
+        except OSError:  # a file system without locks
+            pass
         write_record(study, out / STUDY_FILE)
         yield out
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import torch
 from t3d.config.study import StudyConfig
 from t3d.credentials import typed_command
 from t3d.errors import RequestError, WorkError
-from t3d.progress import Reporter, progress
+from t3d.progress import Reporter, progress, tell
 from t3d.study.cells import RUN, tasks_of
 from t3d.study.check import check_study
 from t3d.study.folder import open_folder
@@ -116,7 +115,7 @@ class Runner:
 
     def _end(self, key: str, error: str | None, bar: Reporter) -> None:
         if error is not None:
-            print(f"study: {key} failed: {error}", file=sys.stderr, flush=True)
+            tell(f"study: {key} failed: {error}")
         self._take_in(self._graph[key], error)
         self._write()
         failures = len(self._graph.failures)

@@ -29,6 +29,7 @@ class State:
     def __init__(self, study: StudyConfig) -> None:
         self._study = study
         self._rows: dict[str, Row] = {}
+        self._rollout_errors: dict[int, str] = {}
 
     @property
     def rows(self) -> list[Row]:
@@ -55,6 +56,8 @@ class State:
     def end(self, task: Task, error: str | None) -> None:
         """Take in what a task found, or why it failed."""
         if task.kind == "rollouts":
+            if error is not None:
+                self._rollout_errors[task.seed] = error
             return
         if error is None:
             folder = self._folder(task)
@@ -74,7 +77,9 @@ class State:
         tried = [self._rows.get(str(self._tuned(method, lr).folder(self._study))) for lr in self._study.learning_rates]
         best = best_validated(row for row in tried if row is not None)
         if best is None:
-            raise Impossible(f"no learning rate of {method} worked")
+            tuned = [row for row in self._rows.values() if row.variant == method and row.lr is not None]
+            reasons = [row.error for row in tuned if row.error is not None]
+            raise Impossible(": ".join([f"no learning rate of {method} worked", *reasons[:1]]))
         assert best.lr is not None
         return best.lr
 
@@ -133,7 +138,8 @@ class State:
         if uses_rollouts(study, cell.variant):
             record = self._rollouts_record(cell.seed)
             if not record.exists():
-                raise Impossible(f"the rollouts of seed {cell.seed} failed")
+                why = self._rollout_errors.get(cell.seed, "their record is gone")
+                raise Impossible(f"the rollouts of seed {cell.seed} failed: {why}")
             rollouts = str(record)
         is_tuned = task.kind == "tune"
         return self._job(row, folder, recipe.prompt, is_tuned=is_tuned, recipe=recipe, rollouts=rollouts)

@@ -79,4 +79,4 @@ def check_package(name: str, needed_by: str) -> None:
         RequestError: it is.
     """
     if find_spec(name) is None:
-        raise RequestError(f"{needed_by}: needs {name}, which is not installed; pip install 't3d[lowmem]'")
+        raise RequestError(f"{needed_by}: needs {name}, which is not installed; pip install 't3d[gpu]'")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -11,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t3d.errors import WorkError
+from t3d.files import settle, settle_folder
 
 TEMPORARY_PREFIX = ".t3d-tmp-"
 ABANDONED_AFTER_SECONDS = 3600.0
 """A temporary file of a process somewhere else, which cannot be asked whether it lives, is then a leftover."""
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
-"""What file systems say that have nothing to do for a folder: some network and user-space ones."""
 
 
 def _place() -> str:
@@ -41,9 +39,9 @@ def appearing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}@{PLACE}@{target.name}")
     try:
         yield temporary
-        _fsync(temporary)
+        settle(temporary)
         os.replace(temporary, target)
-        _fsync_folder(target.parent)
+        settle_folder(target.parent)
     except OSError as error:
         raise WorkError(f"cannot write {target}: {reason_of(error)}") from error
     finally:
@@ -83,19 +81,3 @@ def _is_alive(pid: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_folder(folder: Path) -> None:
-    try:
-        _fsync(folder)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise

@@ -17,7 +17,6 @@ A part that a kill left unfinished is gone on with and ends as if it had never s
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch.distributed
 from t3d.config import Recipe
 from t3d.errors import WorkError
 from t3d.models import BlockDiffusionModel, load_model, load_tokenizer, random_model, save_model
+from t3d.progress import tell
 from t3d.training.device import prepare_device, release_memory
 from t3d.training.rounds.judging import accuracy_of, best_round, is_enough
 from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds
@@ -182,7 +182,7 @@ class RoundsRun:
 
     def _say(self, each: Round, what: str) -> None:
         if self._is_main:
-            print(f"round {each.number} of {len(self.rounds)}: {what}", file=sys.stderr, flush=True)
+            tell(f"round {each.number} of {len(self.rounds)}: {what}")
 
     def _wait(self) -> None:
         """For all processes."""

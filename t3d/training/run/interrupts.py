@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,7 +43,8 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        os.write(2, NOTICE)  # print may be in the middle of a line
+        with suppress(OSError):  # a log on a full disk
+            os.write(2, NOTICE)  # print may be in the middle of a line
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from t3d.progress import Reporter, Silent, progress
+from t3d.progress import Reporter, Silent, progress, tell
 from t3d.training.run.watching import Best
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -74,7 +74,7 @@ class _Lines:
             return
         found = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("accuracy"))
         which = f"  best: step {best.step}" if best is not None else ""
-        print(f"evaluation after step {step}:  {found}{which}", file=sys.stderr, flush=True)
+        tell(f"evaluation after step {step}:  {found}{which}")
 
 
 class RunPanel:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from t3d.errors import RequestError, WorkError
+from t3d.files import settle
 from t3d.training.optimizers import load_moments_into
 from t3d.training.parallel.tensors import whole
 from t3d.training.run.folder import MOMENTS_FILE, require_as_left
@@ -35,6 +36,7 @@ def save_moments(optimizer: Optimizer, folder: Path, writes: bool = True) -> Non
         return
     try:
         torch.save({**_facts(optimizer), "state": state}, partial)
+        settle(partial)
         os.replace(partial, file)
     except (OSError, RuntimeError) as error:  # torch wraps what the disk says
         partial.unlink(missing_ok=True)

@@ -1,26 +1,39 @@
-"""Trackers beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio, through accelerate's."""
+"""Trackers beside metrics.jsonl: TensorBoard, and Weights & Biases and Trackio through accelerate's."""
 
 from __future__ import annotations
 
 import json
 import logging
 import secrets
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import TrackioTracker, WandBTracker
 
 from t3d.config import TrackingConfig
 from t3d.errors import RequestError
 from t3d.files import write_whole
+from t3d.training.run.event_file import EventFile
 
 logger = logging.getLogger(__name__)
 
 WANDB_FILE = "wandb.json"
+
+
+class Tracker(Protocol):
+    """What `Trackers` asks of each; any of it may raise."""
+
+    def start(self) -> None:
+        """Begin a record."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Add a step's metrics to it."""
+
+    def finish(self) -> None:
+        """End it."""
 
 
 def check_trackers(tracking: TrackingConfig) -> None:
@@ -49,11 +62,7 @@ class Trackers:
     """
 
     def __init__(self, tracking: TrackingConfig, folder: Path, config: dict[str, Any], first_step: int) -> None:
-        self._open: dict[str, GeneralTracker] = {}
-        self._left_out: set[str] = set()
-        self._hook_before = threading.excepthook
-        if "tensorboard" in tracking.to:
-            threading.excepthook = self._thread_failed
+        self._open: dict[str, Tracker] = {}
         for name in tracking.to:
             with self._left_out_if_it_fails(name):
                 tracker = _tracker(name, tracking, folder, config, first_step)
@@ -72,37 +81,21 @@ class Trackers:
             with self._left_out_if_it_fails(name):
                 tracker.finish()
         self._open.clear()
-        threading.excepthook = self._hook_before
 
     @contextmanager
     def _left_out_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self._leave_out(name, error)
-
-    def _leave_out(self, name: str, error: BaseException) -> None:
-        """Go on without a tracker; said once."""
-        self._open.pop(name, None)
-        if name not in self._left_out:
-            self._left_out.add(name)
+            self._open.pop(name, None)
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             logger.warning("tracking.to %s: its records are incomplete: %s (metrics.jsonl is not)", name, reason)
 
-    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """A thread died; TensorBoard has one that writes, which would print a traceback."""
-        if type(failure.thread).__module__.startswith("tensorboard.") and failure.exc_value is not None:
-            self._leave_out("tensorboard", failure.exc_value)
-        else:
-            self._hook_before(failure)
 
-
-def _tracker(
-    name: str, tracking: TrackingConfig, folder: Path, config: dict[str, Any], first_step: int
-) -> GeneralTracker:
+def _tracker(name: str, tracking: TrackingConfig, folder: Path, config: dict[str, Any], first_step: int) -> Tracker:
     if name == "tensorboard":
         # What a killed part of the run wrote beyond its last checkpoint is hidden.
-        return TensorBoardTracker("tensorboard", str(folder), purge_step=first_step + 1 if first_step else 0)
+        return EventFile(folder / "tensorboard", hides_from=first_step + 1 if first_step else 0)
     run_name = tracking.name or folder.resolve().name
     if name == "wandb":
         return WandBTracker(
