@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training on all GPUs of one machine, a process each.
-#   bash launch/torchrun-train.sh recipes/sdar/t3d-4b.yaml
+#   bash launch/torchrun-train.sh recipes/sdar/improved/4b-math-block4.yaml
 # What comes after the recipe is passed on: distributed.strategy=fsdp, optim.steps=400, ...
 set -euo pipefail
 

