@@ -37,6 +37,8 @@ PLAN = {
     "gguf": (1_500, 3_500),
     "trajectories": (1_000, 2_000),
     "model": (1_000, 1_500),
+    "upstream-rollouts": (3_000, 8_000),
+    "upstream-config": (2_000, 5_000),
 }
 """Target -> cases of hypothesis and of atheris."""
 SECONDS = 150.0

@@ -22,6 +22,8 @@ TARGETS = {
     "gguf": ("fuzzing.gguf_files", "GGUFTarget"),
     "request": ("fuzzing.server_requests", "RequestTarget"),
     "results": ("fuzzing.texts", "ResultTarget"),
+    "upstream-rollouts": ("fuzzing.upstream", "RolloutTarget"),
+    "upstream-config": ("fuzzing.upstream", "ConfigTarget"),
 }
 """Name -> module and class."""
 ENGINES = ("crafted", "hypothesis", "atheris")

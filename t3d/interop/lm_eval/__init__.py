@@ -10,6 +10,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "lm_eval":
         raise
-    raise RequestError("lm-evaluation-harness is not installed: pip install 't3d[lm-eval]'") from error
+    raise RequestError("lm-evaluation-harness is not installed: pip install 't3d[eval]'") from error
 
 model_registry.register("t3d", target="t3d.interop.lm_eval.model:T3DLM")
