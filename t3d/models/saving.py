@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from t3d.checksums import CHECKSUMS_FILE, checked, damage_of_folder
 from t3d.errors import RequestError, WorkError
 from t3d.models.family import BlockDiffusionModel
+from t3d.models.servers import in_server_form
 
 
 def save_model(
@@ -23,7 +24,9 @@ def save_model(
     """Write config, weights and tokenizer so that `load_model` and the servers that know SDAR read them.
 
     Args:
-        model, folder, tokenizer: what to write and where to.
+        model: config and weights to write, in the dtype that it has.
+        folder: where to; made if need be.
+        tokenizer: to write beside it; None writes none.
         with_checksums: let `load_model` and `load_tokenizer` refuse a folder that is not as it is written now.
 
     Raises:
@@ -34,6 +37,7 @@ def save_model(
             model.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+            in_server_form(Path(folder))
     except (OSError, SafetensorError) as error:
         raise WorkError(f"model {folder}: cannot be written: {' '.join(str(error).split())[:200]}") from error
 
