@@ -9,7 +9,7 @@ TOOLS_INSTALLED := $(TOOLS)/.installed
 LOCKED := install --disable-pip-version-check -q --require-hashes --no-deps --no-build-isolation
 PYTHON_CHECK := import sys; sys.exit("t3d needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)
 
-.PHONY: demo test lint types hardening audit lock clean
+.PHONY: demo test lint types docs wheel hardening audit lock clean
 
 demo: $(INSTALLED)
 	rm -rf t3d-demo
@@ -24,6 +24,13 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 hardening: $(INSTALLED) $(TOOLS_INSTALLED)
 	$(BIN)/python bench/faults/hardening.py
@@ -52,4 +59,4 @@ $(TOOLS_INSTALLED): requirements/tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) t3d-demo build *.egg-info
+	rm -rf $(VENV) $(TOOLS) t3d-demo build dist site *.egg-info

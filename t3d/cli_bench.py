@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.cli_options import (
     BlockOption,
     DeviceOption,
@@ -33,6 +34,13 @@ app = typer.Typer(help="Measure speed.")
 RESULTS = Path("bench", "results")
 ANSWER_TOKENS, SECONDS, WARM_UP_SECONDS = "50-2000", 60.0, 10.0
 RECIPES = "default: a recipe's"
+ShapeOption = Annotated[
+    str,
+    typer.Option(
+        help="sdar-1.7b, sdar-4b, sdar-30b-a3b, smollm2-135m, story-small or tiny.",
+        autocompletion=completion.registered(*completion.SHAPES),
+    ),
+]
 
 
 @app.callback()
@@ -42,7 +50,7 @@ def _group() -> None:
 
 @app.command()
 def rollout(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, sdar-30b-a3b, smollm2-135m, story-small or tiny.")],
+    shape: ShapeOption,
     concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of requests at once.")] = "1,16,64,256",
     steps_per_block: Annotated[str, typer.Option(help="Comma-separated forward passes a block.")] = "1,2,4",
     block_size: Annotated[int, typer.Option(help="Positions decoded together.")] = 4,
@@ -98,7 +106,7 @@ def rollout(
 
 @app.command()
 def train(
-    shape: Annotated[str, typer.Option(help="sdar-1.7b, sdar-4b, sdar-30b-a3b, smollm2-135m, story-small or tiny.")],
+    shape: ShapeOption,
     lengths: Annotated[str, typer.Option(help="real (100 + 300 tokens on average) or full (512 + 1,024 each).")],
     objective: Annotated[str, typer.Option(help="t3d, ddo, trajectory_ce or sft.")] = "t3d",
     examples: Annotated[int, typer.Option(help="Of an optimizer step.")] = 256,

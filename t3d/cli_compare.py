@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.cli_options import make_folder
 
 
 def compare(
     results: Annotated[list[Path], typer.Argument(help="result.json files of t3d eval, or folders with some.")],
     out: Annotated[Path | None, typer.Option(help="Folder for tables.md, a CSV file a table, and the picture.")] = None,
-    table: Annotated[str, typer.Option(help="few-step, full-step, dynamic, aup, sharpness or all.")] = "all",
+    table: Annotated[
+        str,
+        typer.Option(
+            help="few-step, full-step, dynamic, aup, sharpness or all.",
+            autocompletion=completion.registered(*completion.TABLES, "all"),
+        ),
+    ] = "all",
     paired: Annotated[
         str | None, typer.Option(help="Name of a model: test all others against it, problem by problem.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="YAML file; without one: what this machine has.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as t3d train takes it.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, as t3d train takes it.", autocompletion=completion.recipe_keys),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Of a machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpu: Annotated[
@@ -61,8 +65,7 @@ def _this_machine(json_file: Path | None) -> None:
 
     from rich.console import Console
 
-    from t3d.doctor import look_around
-    from t3d.doctor.printing import findings_table
+    from t3d.doctor.machine import findings_table, look_around
 
     findings = look_around(Path("runs"))
     Console().print(findings_table(findings))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.cli_options import (
     BackendOption,
     BatchOption,
@@ -53,7 +54,13 @@ NOT_DECIDED = ("unparsed", "timeout")
 def evaluate(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Folder for result.json, answers.jsonl and the plot.")],
-    benchmark: Annotated[str, typer.Option(help="Comma-separated benchmarks, for example gsm8k,mbpp.")] = "story",
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated benchmarks, for example gsm8k,mbpp.",
+            autocompletion=completion.registered(*completion.TASKS, separated=True),
+        ),
+    ] = "story",
     data: Annotated[
         list[str] | None,
         typer.Option(help="File or hub id of the problems; of several benchmarks NAME=FILE, more than once."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.errors import RequestError, WorkError
 from t3d.types import Decoding
 
@@ -23,12 +24,34 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-ModelOption = Annotated[str, typer.Option(help="Folder, hub id, or story-mini / story-small (-student).")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Folder, hub id, or story-mini / story-small (-student).",
+        autocompletion=completion.models,
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu or cuda; default: cuda where there is one.",
+        autocompletion=completion.one_of(*completion.DEVICES),
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16.",
+        autocompletion=completion.one_of(*completion.DTYPES),
+    ),
+]
 BatchOption = Annotated[int | None, typer.Option(help="Requests decoded together; default: what memory allows.")]
 BackendOption = Annotated[
-    str | None, typer.Option(help="continuous or plain; default: continuous on cuda where the model allows it.")
+    str | None,
+    typer.Option(
+        help="continuous or plain; default: continuous on cuda where the model allows it.",
+        autocompletion=completion.one_of(*completion.BACKENDS),
+    ),
 ]
 MemoryOption = Annotated[
     float | None, typer.Option(min=0.0, help="GiB of the device to use, weights included; default: nine tenths of it.")
@@ -39,7 +62,13 @@ TensorParallelOption = Annotated[
 ]
 BlockOption = Annotated[int | None, typer.Option(help="Positions decoded together; default: the model's.")]
 StepsOption = Annotated[int | None, typer.Option(help="Forward passes a block; default: one per token.")]
-RuleOption = Annotated[str, typer.Option(help="Which masked tokens a step reveals.")]
+RuleOption = Annotated[
+    str,
+    typer.Option(
+        help="Which masked tokens a step reveals.",
+        autocompletion=completion.registered(*completion.RULES),
+    ),
+]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
 TopPOption = Annotated[float, typer.Option(help="Keep the smallest set with this probability.")]
@@ -47,11 +76,22 @@ ThresholdOption = Annotated[float, typer.Option(help="Of the dynamic rule, in (0
 EntropyOption = Annotated[float, typer.Option(help="Nats a step of entropy_bounded may reveal.")]
 MaxTokensOption = Annotated[int, typer.Option(help="Longest response, stop token included.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything drawn at random.")]
-TaskOption = Annotated[str | None, typer.Option(help="Take a task's questions, for example story or gsm8k.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Take a task's questions, for example story or gsm8k.",
+        autocompletion=completion.registered(*completion.TASKS),
+    ),
+]
 ShuffleOption = Annotated[
     int | None, typer.Option(min=0, help="Seed of the order that --limit takes from; default: the source's own order.")
 ]
-StyleOption = Annotated[str | None, typer.Option("--prompt-style", help="auto, chat, plain or raw.")]
+StyleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-style", help="auto, chat, plain or raw.", autocompletion=completion.one_of(*completion.STYLES)
+    ),
+]
 InstructionOption = Annotated[
     str | None, typer.Option(help="Follows each question on a line of its own; '' for none; default: the task's.")
 ]

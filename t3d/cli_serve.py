@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from t3d import cli_completion as completion
 from t3d.cli_options import (
     BlockOption,
     DeviceOption,
@@ -31,7 +32,11 @@ EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 
 def serve(
     model: Annotated[
-        list[str], typer.Option(help="Folder, hub id or built-in name; NAME=PATH gives it a name; may be repeated.")
+        list[str],
+        typer.Option(
+            help="Folder, hub id or built-in name; NAME=PATH gives it a name; may be repeated.",
+            autocompletion=completion.models,
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t3d import cli_completion as completion
+
 if TYPE_CHECKING:
     from t3d.study.rows import StudyRows
 
 
 def study(
     file: Annotated[Path, typer.Argument(help="YAML file, see recipes/story/study.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example test.limit=200.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, for example test.limit=200.", autocompletion=completion.study_keys),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: one a GPU.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
 ) -> None:

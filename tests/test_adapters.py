@@ -396,5 +396,5 @@ def test_a_missing_package_is_one_line(package, changes, inputs, tmp_path, monke
     monkeypatch.setattr(training_requirements, "find_spec", lambda name: None if name == package else original(name))
     message = refusal_of(RequestError, train, quantized(inputs, tmp_path / "run", **changes))
     assert package in message
-    assert "pip install 't3d[lowmem]'" in message
+    assert "pip install 't3d[gpu]'" in message
     assert not (tmp_path / "run").exists()

@@ -461,7 +461,7 @@ def test_without_the_extra(monkeypatch, capsys):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
     assert run(["lm-eval", "--help"]) == 2
-    assert capsys.readouterr().err == "t3d: lm-evaluation-harness is not installed: pip install 't3d[lm-eval]'\n"
+    assert capsys.readouterr().err == "t3d: lm-evaluation-harness is not installed: pip install 't3d[eval]'\n"
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):

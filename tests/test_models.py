@@ -118,7 +118,7 @@ def test_saved_config_is_what_other_servers_read(saved):
     assert fields["rope_theta"] == 10000.0
     assert fields["mask_token_id"] == 29
     assert fields["block_size"] == 4
-    assert "auto_map" not in fields
+    assert fields["auto_map"] == {"AutoConfig": "configuration_sdar.SDARConfig"}  # tests/test_server_folders.py
 
 
 def test_config_survives_a_round_trip(saved):

@@ -27,7 +27,7 @@ def blocks(language, page=README):
 
 
 def test_python_example_runs(capsys):
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     exec(compile(code, "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert "#### 31" in said  # 21 - 4 + 14

@@ -13,9 +13,9 @@ pytest.importorskip("triton")
 
 from t3d.engine.continuous import begin_triton, finish_triton, steps, steps_triton
 from t3d.engine.continuous.rules_triton import KERNEL_RULES
-from t3d.engine.continuous.state import RULE_NAMES, Field, Setting, State
+from t3d.engine.continuous.state import Field, Setting, State
 from t3d.engine.continuous.steps import Event, Report
-from t3d.engine.rules import RULES
+from t3d.engine.rules import RULES, rule_number
 from t3d.engine.sampling import Candidates
 from t3d.noise import draw_keys
 
@@ -67,7 +67,7 @@ class Scene:
             Field.PROMPT_LENGTH: start + in_prompt if in_prompt else rng.randint(0, start),
             Field.MAX_LENGTH: start + in_prompt + rng.randint(1, 3 * size),
             Field.STEPS_PER_BLOCK: rng.randint(1, size),
-            Field.RULE: rng.randrange(len(RULE_NAMES)),
+            Field.RULE: rng.randrange(len(RULES)),
             Field.TOP_K: 0,
             Field.IS_RUNNING: int(is_running),
             Field.BLOCK_START: start,
@@ -222,11 +222,9 @@ def test_the_kernels_know_every_rule():
 
 
 def test_a_rule_that_the_kernel_does_not_know_runs_in_plain_torch(monkeypatch):
-    everything = len(RULE_NAMES)
     monkeypatch.setitem(RULES, "everything", lambda confidence, is_masked, *_, **__: is_masked)
-    monkeypatch.setattr(steps, "RULE_NAMES", [*RULE_NAMES, "everything"])
     scene = Scene(1, block_size=4, num_slots=1, num_idle=0, served=lambda rng: True)
-    scene.state.numbers[0, Field.RULE] = everything
+    scene.state.numbers[0, Field.RULE] = rule_number("everything")
     scene.state.numbers[0, Field.HAS_UNCOMMITTED] = 0
     scene.state.active[0] = MASK
     work = steps_triton.begin(scene.state, scene.slots, scene.page_table, PAGE_SIZE, 0, 4)

@@ -1,16 +1,19 @@
 """What `make` installs: the lock files agree with pyproject.toml and with each other, and an audit says what it did."""
 
+import ast
 import importlib.util
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from t3d.doctor.machine import EXTRAS as DOCTORS_EXTRAS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "requirements"
@@ -47,9 +50,10 @@ def version_in(entries, **environment):
 
 
 def asked_for():
-    """What pyproject.toml asks for, the backend of its build included."""
+    """What pyproject.toml asks for, the backend of its build included; an extra may ask for other extras."""
     extras = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
-    return sorted({*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"], *extras})
+    others = [line for line in extras if not line.startswith("t3d[")]
+    return sorted({*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"], *others})
 
 
 @pytest.mark.parametrize("line", asked_for())
@@ -119,6 +123,67 @@ def test_make_installs_nothing_that_is_not_locked():
     assert len(installs) == 6
     for each in installs:
         assert "$(LOCKED) -r " in each or "--no-deps --no-build-isolation -e ." in each
+
+
+# --- extras ---
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+READ_BY_PEOPLE = [
+    *(ROOT / "t3d").rglob("*.py"),
+    *(file for folder in ("docs", "recipes", "launch", "bench") for file in (ROOT / folder).rglob("*.*")),
+    *ROOT.glob("*.md"),
+]
+
+
+def test_extras_are_the_promised_ones():
+    assert set(EXTRAS) == {"gpu", "serve", "eval", "ray", "gguf", "docs", "dev"}
+
+
+def test_every_extra_that_a_message_or_a_page_names_exists():
+    named = {}
+    for file in READ_BY_PEOPLE:
+        if file.suffix in (".py", ".md", ".yaml", ".sh", ".sbatch"):
+            for names in re.findall(r"(?:t3d|\.)\[([a-z][a-z, -]*)\]'", file.read_text()):
+                named.update({name.strip(): file for name in names.split(",")})
+    assert {"gpu", "serve", "eval", "ray", "gguf"} <= set(named)
+    assert {name: file for name, file in named.items() if name not in EXTRAS} == {}
+
+
+def test_an_extra_of_everything_names_the_others():
+    (line,) = (line for line in EXTRAS["dev"] if line.startswith("t3d["))
+    assert Requirement(line).extras == set(EXTRAS) - {"dev"}
+
+
+def test_the_doctor_looks_for_what_the_extras_bring():
+    for extra, modules in DOCTORS_EXTRAS.items():
+        brought = {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
+        assert {canonicalize_name(name) for name in modules} <= brought
+
+
+PART_OF = {"pydantic_core": "pydantic"}
+"""Module -> the distribution that pins its version."""
+
+
+def test_whatever_is_imported_is_asked_for():
+    """By the names that distributions are installed with; of this platform."""
+    asked = {canonicalize_name(Requirement(line).name) for line in asked_for()}
+    owners = packages_distributions()
+    known = sys.stdlib_module_names | {"t3d", "_typeshed"}  # the last one is for type checkers, in no distribution
+    missing = {}
+    for file in (ROOT / "t3d").rglob("*.py"):
+        for module in imported_modules(file) - known:
+            name = PART_OF.get(module, module)
+            if not {canonicalize_name(each) for each in (name, *owners.get(module, ()))} & asked:
+                missing[module] = file
+    assert missing == {}
+
+
+def imported_modules(file):
+    """The first part of the name of each module that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in found}
 
 
 # --- the scripts ---

@@ -62,6 +62,25 @@ ROWS = {
         }
         for n in NUMBERS
     ],
+    "math-train": [
+        {
+            "question": f"Find $x$ with $x = {n} + 1$.",
+            "ground_truth_answer": f"{n + 1}",
+            "solution": f"It is {n + 1}.",
+        }
+        for n in NUMBERS
+    ],
+    "primeintellect": [
+        {
+            "question": f"Read a number and print it plus {n}.",
+            "test_method": "stdio",
+            "test_input": ["1\n", "2\n"],
+            "test_output": [f"{n + 1}\n", f"{n + 2}"],
+            "test_time_limit": 1,
+            "solution": f"```python\nprint(int(input()) + {n})\n```",
+        }
+        for n in NUMBERS
+    ],
     "jsonl": [
         {"question": f"{n} and 1?", "answer": n + 1, "solution": f"That is \\boxed{{{n + 1}}}."} for n in NUMBERS
     ],
@@ -150,6 +169,51 @@ def test_graders_libraries_are_not_imported_before_a_response_needs_them():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# What the paper rolls out
+
+
+def test_training_problems_are_those_of_their_hub_splits():
+    """They have no test split: `t3d rollout --task` needs no `--split`, and takes no other."""
+    for name in ("math-train", "primeintellect"):
+        task = get_task(name)
+        assert task.hub.splits == (task.test_split,) == ("train",)
+        with pytest.raises(RequestError, match=r"Gen-Verse/\w+ has no split 'test': choose one of train"):
+            task.problems("test")
+
+
+def test_a_program_is_asked_for_as_its_row_is_graded(tmp_path):
+    by_tests = {"question": "Add one.", "prefix": "def add(x):\n", "test_list": ["assert add(1) == 2"]}
+    task = get_task("primeintellect", write(tmp_path, [ROWS["primeintellect"][0], by_tests]))
+    reads, function = task.problems("train")
+    assert reads.question == (
+        "This is the problem:\nRead a number and print it plus 7.\nYou should put your code in ```python ```. "
+        "Use input() to read input and print() to produce output in your script."
+    )
+    assert function.question == f"This is the problem:\nAdd one.\n{PROGRAM}"
+    assert (reads.tests, reads.prefix) == (ProgramTests(cases=(("1\n", "8\n"), ("2\n", "9"))), "")
+    assert (function.tests, function.prefix) == (ProgramTests("assert add(1) == 2"), "def add(x):\n")
+    assert [each.right for each in grade(task, [("    return x + 1", function), ("    return x", function)])] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"test_method": "telepathy"}, '`test_method` must be stdio or function, not "telepathy"'),
+        ({"test_output": ["1"]}, "`test_input` and `test_output` must be of one length, not 2 and 1"),
+        ({"test_input": "1"}, '`test_input` must be a list of texts, not "1"'),
+        ({"test_method": None}, "no field `test_list`"),
+    ],
+)
+def test_problems_of_programs_that_cannot_be_graded_say_why(changes, said, tmp_path):
+    task = get_task("primeintellect", write(tmp_path, [{**ROWS["primeintellect"][0], **changes}]))
+    with pytest.raises(RequestError) as caught:
+        task.problems("train")
+    assert str(caught.value).startswith(f"{tmp_path}/mine.jsonl, line 1: {said}")
 
 
 # Which problems

@@ -20,8 +20,7 @@ class CorruptionConfig(Config):
         ratios: hidden shares r to draw from, in (0, 1].
         ratio_power: r is drawn with probability proportional to r ** ratio_power.
         final_ratio_power: what that power comes to, linearly, at the last step of the run; None leaves it as it is.
-        rho_min, rho_max: of d3llm, whose hidden share is drawn evenly from between a floor and `rho_max`; the floor
-            rises linearly from `rho_min` to `rho_max` over the run.
+        rho_min, rho_max: d3llm draws its hidden share evenly from above a floor that rises from one to the other.
         random_token_share: share of the hidden tokens that show a random token in place of [MASK].
         mask_order: which tokens of a block are hidden: `trajectory` the last revealed (a state the teacher was in),
             `reverse` the first revealed (the public code), `random` any.
@@ -101,8 +100,8 @@ class DataConfig(Config):
         data: file or hub id that the task's problems come from; None takes the task's own source.
         split, count, seed: which of the task's problems; count None is all, which an endless task refuses.
         keep_unfinished: also learn from answers that ended by length.
-        mix_in: another trajectory folder, of whose rows so many are mixed in that they are this share of all
-            (`mix_in_share`); which of them, is drawn by `seed`.
+        mix_in: another trajectory folder, of whose rows some are mixed in; which of them, is drawn by `seed`.
+        mix_in_share: so many that they are this share of all.
     """
 
     trajectories: str | None = None
@@ -305,7 +304,11 @@ class TrackingConfig(Config):
 
 
 class ObjectiveConfig(BaseModel):
-    """The objective's name; the other keys are its options, checked by the objective itself."""
+    """The objective's name; the other keys are its options, checked by the objective itself.
+
+    Attributes:
+        name: in `t3d.objectives.OBJECTIVES`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

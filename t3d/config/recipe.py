@@ -50,6 +50,28 @@ class Recipe(Config):
     `precision` says what is computed in, and held: fp32; tf32 (fp32 held, tensor cores round products' inputs); bf16
     (computed in bfloat16, weights and AdamW's moments held in fp32); bf16_pure (all held in bfloat16, the weights
     rounded stochastically: half the memory). None is bf16 on CUDA, fp32 on the CPU.
+
+    Attributes:
+        model: what is trained, and from where it starts.
+        objective: what is minimised, with its options.
+        data: what to learn from; or
+        rounds: who rolls out, and what is learned from that, one after another.
+        stop_rounds: when rounds end before the last; None runs them all.
+        optim: optimizer, schedule and size of a step.
+        corruption: which tokens are hidden.
+        batch: how a step is cut into forward passes.
+        reference: the frozen model beside the student.
+        compute: attention, compilation and what is recomputed.
+        distributed: how several processes share the work.
+        checkpoint: what is kept on the way.
+        evaluation: accuracy on held-out problems on the way; None leaves it out.
+        prompt: how questions are put, where the recipe itself asks any.
+        tracking: where metrics go beside metrics.jsonl.
+        precision: what is computed in, and held.
+        log_every: optimizer steps between two lines of metrics.
+        seed: of everything drawn at random.
+        device: None is cuda where there is one.
+        out: folder of the run.
     """
 
     model: ModelConfig

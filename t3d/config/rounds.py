@@ -16,8 +16,9 @@ class RolloutConfig(Config):
 
     Attributes:
         by: the current student, or the teacher: the model that the recipe names. In round 1 they are the same.
-        task: a name in `t3d.tasks.TASKS`, with its `split` and the `data` (file or hub id) that its problems come from,
-            None being its own source; or
+        task: a name in `t3d.tasks.TASKS`, whose questions are answered; or
+        data: file or hub id that the task's problems come from; None takes the task's own source.
+        split: of the task.
         prompts: a file of prompts or questions, as the task `jsonl` reads it.
         count: so many of them; None is all, which an endless task refuses.
         shuffle: take the `count` problems from an order drawn by `seed`, so that rounds see different ones; false takes
@@ -89,6 +90,7 @@ class RoundConfig(Config):
         optimizer: fresh, or AdamW's moments carried over from the round before, where there is one; the schedule of
             learning rates starts anew.
         student: which of its students the round leaves to the next one: the last, or the best by `evaluation`.
+        objective, optim, corruption, reference, batch: changes to the recipe's groups of these names.
     """
 
     rollout: RolloutConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,7 +49,7 @@ def _of_task(name: str, data: str | None = None) -> Benchmark:
     return Benchmark(task, task.test_split, data)
 
 
-BENCHMARKS: Mapping[str, Callable[[str | None], Benchmark]] = {name: partial(_of_task, name) for name in TASKS}
+BENCHMARKS: dict[str, Callable[[str | None], Benchmark]] = {name: partial(_of_task, name) for name in TASKS}
 """Name -> benchmark, made from `data`: a file or hub id; None takes the task's own source."""
 
 

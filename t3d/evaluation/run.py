@@ -57,10 +57,17 @@ def evaluate(
         shuffle: seed of the order that `limit` takes from; None is the source's own.
         samples: responses to each problem.
         prompt: how questions are put; what it leaves open is the task's.
-        others: as in `take_exam`.
+        name: how reports call the model.
+        model: where it came from.
+        out: folder for all files; None writes none.
+        resume: go on with what an earlier run left in `out`.
+        grader_options: workers, and what programs run in.
+        reporter: is told of graded answers; None shows a bar of its own.
+        command: what the result says was typed.
 
     Raises:
-        RequestError, WorkError: as those two.
+        RequestError: as `prepare` and `take_exam`.
+        WorkError: the disk refuses.
     """
     exam = prepare(engine, benchmark, settings, limit=limit, seed=seed, shuffle=shuffle, samples=samples, prompt=prompt)
     return take_exam(
@@ -98,7 +105,8 @@ def take_exam(
     Args:
         engine: that the exam was prepared for.
         exam: what is asked.
-        name: how reports call the model; model: where it came from.
+        name: how reports call the model.
+        model: where it came from.
         out: folder for all files; None writes none.
         resume: go on with what an earlier run left in `out`, decoding no response twice; one that is finished is only
             read.

@@ -14,7 +14,7 @@ from t3d.sandbox.running import run_tests
 from t3d.types import ProgramTests
 
 AUTO = "auto"
-CURE = "pip install 't3d[sandbox]', or --sandbox limits to run model-written programs without isolation"
+CURE = "pip install 't3d[eval]', or --sandbox limits to run model-written programs without isolation"
 
 
 def find_isolation(wanted: str = AUTO) -> Isolation:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import t3d
 from t3d.config import PromptConfig
-from t3d.engine import Engine
-from t3d.models import model_fingerprint, tokenizer_fingerprint
 from t3d.progress import progress
 from t3d.trajectories.parts import WHOLE, Part
 from t3d.trajectories.schema import TrajectoryMeta
 from t3d.trajectories.store import TrajectoryWriter
 from t3d.trajectories.work import RolloutSummary, decode, make_work_list
 from t3d.types import Decoding, Generation, Prompt
+
+if TYPE_CHECKING:
+    from t3d.engine import Engine
 
 ROWS_PER_SHARD = 1024
 
@@ -87,6 +89,8 @@ def rollout_meta(
     engine: Engine, decoding: Decoding, model_name: str, form: PromptConfig | None = None
 ) -> TrajectoryMeta:
     """The metadata of a rollout with this engine, these settings and prompts of this form."""
+    from t3d.models import model_fingerprint, tokenizer_fingerprint  # those who only read files need no models
+
     assert engine.tokenizer is not None
     settings = decoding.resolve(engine.model.config.block_size)
     assert settings.block_size is not None

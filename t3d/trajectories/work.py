@@ -7,14 +7,17 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from t3d.engine import Engine
-from t3d.engine.engine import OnFinish
 from t3d.errors import RequestError
 from t3d.noise import derive_seeds
 from t3d.types import Decoding, Generation, Prompt, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from t3d.engine import Engine
+    from t3d.engine.engine import OnFinish
 
 logger = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from t3d.engine.continuous.state import RULE_NAMES
+from t3d.engine.rules import rule_number
 
 KERNEL_RULES = frozenset({"sequential", "low_confidence_static", "low_confidence_dynamic", "entropy_bounded"})
 """Those that `choose` knows."""
 
-_SEQUENTIAL = tl.constexpr(RULE_NAMES.index("sequential"))
-_LOW_CONFIDENCE_STATIC = tl.constexpr(RULE_NAMES.index("low_confidence_static"))
-_LOW_CONFIDENCE_DYNAMIC = tl.constexpr(RULE_NAMES.index("low_confidence_dynamic"))
-_ENTROPY_BOUNDED = tl.constexpr(RULE_NAMES.index("entropy_bounded"))
+_SEQUENTIAL = tl.constexpr(rule_number("sequential"))
+_LOW_CONFIDENCE_STATIC = tl.constexpr(rule_number("low_confidence_static"))
+_LOW_CONFIDENCE_DYNAMIC = tl.constexpr(rule_number("low_confidence_dynamic"))
+_ENTROPY_BOUNDED = tl.constexpr(rule_number("entropy_bounded"))
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def choose(
     """The masked positions that the row's rule reveals, int1 [P]. All rules are computed: a branch would cost more.
 
     Args:
-        rule: int64, index into RULE_NAMES.
+        rule: int64, its `rule_number`.
         confidence: float32 [P], finite (see `Rule` for all that follow).
         entropy: float32 [P] nats, 0 where not masked.
         is_masked: int1 [P].

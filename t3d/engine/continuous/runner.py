@@ -22,13 +22,12 @@ from t3d.engine.continuous.prefill import Prefill, Span
 from t3d.engine.continuous.sequence import Sequence
 from t3d.engine.continuous.state import Field, Setting, State
 from t3d.engine.continuous.steps import Work
-from t3d.engine.rules import RULES
 from t3d.engine.sampling import Candidates, SamplingParams
 from t3d.engine.sharded.agreeing import agreed_candidates
 from t3d.kernels.ops import Attention
 
-USE_ENTROPY = RULES.keys() - {"sequential", "low_confidence_static", "low_confidence_dynamic"}
-"""All rules but those known to look at confidences only."""
+IGNORE_ENTROPY = frozenset({"sequential", "low_confidence_static", "low_confidence_dynamic"})
+"""Rules known to look at confidences only."""
 LOGITS_PER_CHUNK = 2**28
 """Numbers in the largest [positions, vocabulary] tensor."""
 
@@ -155,7 +154,7 @@ class Runner:
     def _draw(self, hidden: Tensor, work: Work, kind: Kind) -> Candidates:
         """LM head and drawing at the sampling places only: float [N, hidden size] -> m candidates."""
         params = self._sampling_params(work, kind)
-        needs_entropy = not kind.rules.isdisjoint(USE_ENTROPY)
+        needs_entropy = not kind.rules <= IGNORE_ENTROPY
         hidden = hidden[work.sample_tokens]
         parts = []
         for start in range(0, len(hidden), self._samples_per_chunk):

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from t3d.engine.continuous.transfer import sent
 from t3d.engine.request import Request
-from t3d.engine.rules import RULES
+from t3d.engine.rules import rule_number
 
-RULE_NAMES = list(RULES)
 MIN_STOP_TOKENS = 8
 
 
@@ -31,7 +30,7 @@ class Field(IntEnum):
     PROMPT_LENGTH = 1
     MAX_LENGTH = 2
     STEPS_PER_BLOCK = 3
-    RULE = 4  # index into RULE_NAMES
+    RULE = 4  # its `rule_number`
     TOP_K = 5
     IS_RUNNING = 6
     BLOCK_START = 7  # first position of the active block
@@ -118,7 +117,7 @@ class State:
             Field.PROMPT_LENGTH: request.prompt_length,
             Field.MAX_LENGTH: request.max_length,
             Field.STEPS_PER_BLOCK: request.steps_per_block,
-            Field.RULE: RULE_NAMES.index(decoding.rule),
+            Field.RULE: rule_number(decoding.rule),
             Field.TOP_K: decoding.top_k,
             Field.IS_RUNNING: 1,
             Field.BLOCK_START: request.prefill_length,

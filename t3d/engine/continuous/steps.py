@@ -16,8 +16,8 @@ from enum import IntEnum, IntFlag
 import torch
 from torch import Tensor
 
-from t3d.engine.continuous.state import RULE_NAMES, Field, Setting, State
-from t3d.engine.rules import RULES
+from t3d.engine.continuous.state import Field, Setting, State
+from t3d.engine.rules import RULES, rule_number
 from t3d.engine.sampling import Candidates
 from t3d.noise import draw_keys
 
@@ -235,5 +235,5 @@ def _apply_rules(
             threshold=settings[:, Setting.THRESHOLD],
             entropy_bound=settings[:, Setting.ENTROPY_BOUND],
         )
-        chosen |= reveal & (numbers[:, Field.RULE, None] == RULE_NAMES.index(name))
+        chosen |= reveal & (numbers[:, Field.RULE, None] == rule_number(name))
     return chosen

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from t3d.engine.request import Request
-from t3d.engine.rules import RULES
+from t3d.engine.rules import RULES, rule_number
 from t3d.engine.sampling import Candidates, SamplingParams
 from t3d.noise import draw_keys
 from t3d.types import Generation
 
-RULE_NAMES = list(RULES)
 NOT_FINITE = "the model's logits were not finite"
 
 
@@ -63,7 +62,7 @@ class Batch:
         self.max_length = column(torch.int64)
         self.seed = column(torch.int64)
         self.steps_per_block = column(torch.int64)
-        self.rule = column(torch.int64)  # index into RULE_NAMES
+        self.rule = column(torch.int64)  # its `rule_number`
         self.top_k = column(torch.int64)
         self.temperature = column(torch.float32)
         self.top_p = column(torch.float32)
@@ -116,7 +115,7 @@ class Batch:
             (self.max_length, [request.max_length for request in requests]),
             (self.seed, [request.seed for request in requests]),
             (self.steps_per_block, [request.steps_per_block for request in requests]),
-            (self.rule, [RULE_NAMES.index(request.decoding.rule) for request in requests]),
+            (self.rule, [rule_number(request.decoding.rule) for request in requests]),
             (self.top_k, [request.decoding.top_k for request in requests]),
             (self.temperature, [request.decoding.temperature for request in requests]),
             (self.top_p, [request.decoding.top_p for request in requests]),
@@ -176,8 +175,8 @@ class Batch:
     def _apply_rules(self, slots: Tensor, confidence: Tensor, is_masked: Tensor, step: int, entropy: Tensor) -> Tensor:
         chosen = torch.zeros_like(is_masked)
         rule = self.rule[slots, None]
-        for index in {RULE_NAMES.index(request.decoding.rule) for request in self.requests}:
-            reveal = RULES[RULE_NAMES[index]](
+        for name in {request.decoding.rule for request in self.requests}:
+            reveal = RULES[name](
                 confidence,
                 is_masked,
                 step,
@@ -186,7 +185,7 @@ class Batch:
                 threshold=self.threshold[slots],
                 entropy_bound=self.entropy_bound[slots],
             )
-            chosen |= reveal & (rule == index)
+            chosen |= reveal & (rule == rule_number(name))
         return chosen
 
     def advance(self) -> Tensor:

@@ -14,5 +14,12 @@ RULES: dict[str, Rule] = {
     "low_confidence_dynamic": low_confidence_dynamic,
     "entropy_bounded": entropy_bounded,
 }
+"""Name in `Decoding.rule` -> the rule."""
 
-__all__ = ["RULES", "Rule"]
+
+def rule_number(name: str) -> int:
+    """The place of a rule in `RULES`, which is how state tensors name it; a rule registered later has a later one."""
+    return list(RULES).index(name)
+
+
+__all__ = ["RULES", "Rule", "rule_number"]

@@ -9,22 +9,7 @@ from torch import Tensor
 
 
 class Rule(Protocol):
-    """Which masked positions a denoising step reveals; a pure function of tensors.
-
-    Every argument that is not per position is one number for all rows, or a tensor [N] with one for each.
-
-    Args:
-        confidence: float [N, B] probability of the candidate at each position (anything where not masked).
-        is_masked: bool [N, B].
-        step: 0-based step within the block.
-        steps_per_block: forward passes a full block gets (T).
-        entropy: float [N, B] nats, of the distributions that the candidates were drawn from.
-        threshold: confidence above which `low_confidence_dynamic` reveals.
-        entropy_bound: nats that one step of `entropy_bounded` may reveal.
-
-    Returns:
-        bool [N, B]: only masked positions, and at least one in a row that has any.
-    """
+    """Which masked positions a denoising step reveals; a pure function of tensors."""
 
     def __call__(
         self,
@@ -37,7 +22,20 @@ class Rule(Protocol):
         threshold: float | Tensor,
         entropy_bound: float | Tensor,
     ) -> Tensor:
-        """Choose."""
+        """Choose. What is not per position is one number for all rows, or a tensor [N] with one for each.
+
+        Args:
+            confidence: float [N, B] probability of the candidate at each position (anything where not masked).
+            is_masked: bool [N, B].
+            step: 0-based step within the block.
+            steps_per_block: forward passes a full block gets (T).
+            entropy: float [N, B] nats, of the distributions that the candidates were drawn from.
+            threshold: confidence above which `low_confidence_dynamic` reveals.
+            entropy_bound: nats that one step of `entropy_bounded` may reveal.
+
+        Returns:
+            bool [N, B]: only masked positions, and at least one in a row that has any.
+        """
         ...
 
 
