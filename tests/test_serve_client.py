@@ -214,9 +214,11 @@ def test_company_changes_nothing(server):
 
 def test_the_example_of_the_docs_runs(server, capsys):
     page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
-    (code,) = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(compile(code.replace("http://127.0.0.1:8000", server.url), "serving.md", "exec"), {})
-    assert "'reveal_steps': [1]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "'reveal_steps': [1, 1]" in said  # the two tokens that share the prompt's last block
+    assert " 31" in said  # 21 - 4 + 14
 
 
 def test_models_are_listed(client):

@@ -143,8 +143,12 @@ def test_killed_again_and_again_is_uninterrupted(whole, tmp_path, monkeypatch):
                 for found in (tmp_path / "out" / "cells").rglob(large):
                     shutil.rmtree(found) if found.is_dir() else found.unlink()
     assert comparable(resumed) == comparable(rows)
-    finished = [key for key in (*done, *part.done) if HOPELESS not in key]
-    assert sorted(finished) == sorted(key for key in workers.done if HOPELESS not in key)
+    assert sorted(filter(ends_alike, (*done, *part.done))) == sorted(filter(ends_alike, workers.done))
+
+
+def ends_alike(key):
+    """Whether a task ends as it did elsewhere: clocks decide if rollouts alone take all of an equal time."""
+    return HOPELESS not in key and not key.startswith("equal-time/")
 
 
 def test_a_finished_study_has_nothing_to_do(whole):

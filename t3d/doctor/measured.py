@@ -56,7 +56,7 @@ class RolloutPoint:
 
 
 TRAINING: tuple[TrainingPoint, ...] = (
-    TrainingPoint("train-sdar-1.7b-real.json", 2048, False, 0.4681),
+    TrainingPoint("train-sdar-1.7b-real.json", 2048, False, 0.4671),
     TrainingPoint("train-sdar-1.7b-full.json", 2048, False, 0.4825),
     TrainingPoint("train-sdar-4b-real.json", 2560, False, 0.4995),
     TrainingPoint("train-sdar-4b-real-lora.json", 2560, True, 0.4739),
