@@ -246,11 +246,14 @@ def prediction(
 
 
 def earlier_results(file: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of a file that was made with the same shape, examples and device; else none."""
+    """Of a file that was made with the same shape, examples and device; ends the program where one differs."""
     if not file.exists():
         return {}
     content = json.loads(file.read_text())
-    return dict(content["recipes"]) if all(content.get(name) == value for name, value in facts.items()) else {}
+    others = {name: content.get(name) for name, value in facts.items() if content.get(name) != value}
+    if others:
+        sys.exit(f"{file}: holds results of {others}; choose another --out")
+    return dict(content["recipes"])
 
 
 def write_down(file: Path, facts: Mapping[str, Any], results: Mapping[str, Any]) -> None:

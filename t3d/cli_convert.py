@@ -86,7 +86,7 @@ def upstream_rollouts(
         block_size, steps_per_block, rule, temperature, top_k, top_p, threshold, entropy_bound, max_new_tokens, 0
     )
     check_new_folder(out)
-    from t3d.interop.upstream.rollouts import TALLY_FILE, convert_rollouts
+    from t3d.interop.upstream.rollouts import convert_rollouts, tally_file
 
     tally = convert_rollouts(file, out, model, decoding, on_damage)  # type: ignore[arg-type]
     for line in tally.lines():
@@ -95,7 +95,7 @@ def upstream_rollouts(
         print(f"warning: answers were lost, and {misplaced} or more of those kept probably stand at others' prompts")
     print(
         f"{out}: {tally.num_kept} trajectories of {tally.num_rows} rows, {tally.num_unfinished} of them without a stop "
-        f"token; the counts are in {out / TALLY_FILE}"
+        f"token; the counts are in {tally_file(out)}"
     )
 
 

@@ -36,7 +36,9 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to; default: main.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Model and card by t3d push",
-    new_card: Annotated[bool, typer.Option("--new-card", help="Write README.md anew where there is one.")] = False,
+    new_card: Annotated[
+        bool, typer.Option("--new-card", help="Write README.md anew where there is one, here or there.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write README.md into the folder; upload nothing.")
     ] = False,
@@ -61,6 +63,8 @@ def push(
     file = model / hub.CARD_FILE
     keeps = file.exists() and not new_card
     card = file.read_bytes() if keeps else hub.model_card(subject).encode()
+    if keeps:
+        hub.require_card_of(model, card.decode(errors="replace"))
     for line in hub.describe(files, len(card), keeps):
         print(line)
     if not keeps and (dry_run or new_card):
@@ -69,4 +73,5 @@ def push(
         except OSError as error:
             raise WorkError(f"cannot write {file}: {error.strerror or error}") from error
     if not dry_run:
-        print(hub.upload(files, card, repo, message, private=private, revision=revision))
+        replaces = keeps or new_card
+        print(hub.upload(files, card, repo, message, private=private, revision=revision, replaces_card=replaces))

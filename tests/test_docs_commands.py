@@ -44,9 +44,6 @@ ELSEWHERE = {
 }
 """Page, or page and first line of a fence -> the test that executes it."""
 BEFORE = {
-    "README.md": [
-        "t3d eval --model JetLM/SDAR-1.7B-Chat --name teacher --benchmark gsm8k,mbpp --out runs/eval/teacher",
-    ],
     "docs/viewer.md": [
         "t3d rollout --model story-mini --task story --max-new-tokens 64 --out runs/rollouts",
         "t3d rollout --model story-mini --task story --max-new-tokens 64 --out runs/teacher",

@@ -18,6 +18,7 @@ from t3d.doctor import GPUS, Cluster, gpu_called
 from t3d.doctor.holding import copy_bytes, gradient_bytes, largest_layer, moment_bytes, outside_layers, weight_bytes
 from t3d.doctor.measured import (
     COPY_SHARE,
+    MOST_MEMORY_ABOVE,
     PRODUCT_SHARE,
     ROLLOUTS,
     TRAINING,
@@ -323,6 +324,14 @@ def test_the_figures_that_ship_are_those_of_the_files(measured):
         assert tuple(rates) == point.steps
         assert tuple(rates.values()) == pytest.approx(point.tokens_per_second, rel=1e-4)
         assert model_facts(shape_config(rows[0]["shape"]), torch.bfloat16).layer_parameters == point.layer_weights
+
+
+def test_the_room_that_the_doctor_advises_is_what_was_missing(check, measured):
+    recipes = json.loads((ROOT / "bench" / "results" / "recipes-h200.json").read_text())["recipes"].values()
+    peaks = [(each["peak_gib"], each["predicted"]["peak_gib"]) for each in recipes]
+    peaks += [(row["measured"], row["predicted"]) for row in check.compared(measured) if row["what"] == "peak GiB"]
+    above = max(found / predicted - 1 for found, predicted in peaks)
+    assert above <= MOST_MEMORY_ABOVE < above + 0.01
 
 
 def test_ceilings_that_ship_are_those_of_the_files():

@@ -29,6 +29,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from t3d.interop.lm_eval.arguments import model_arguments, request_arguments
 from t3d.interop.lm_eval.command import run as run_lm_eval
 from t3d.interop.lm_eval.model import T3DLM
+from t3d.interop.lm_eval.saving import CheckedTracker
 from t3d.interop.lm_eval.stopping import cut_at_stop, stop_token_ids
 
 DECODING = Decoding(steps_per_block=2, max_new_tokens=40)
@@ -445,6 +446,53 @@ def test_wrong_commands(tmp_path, capsys, wrong, code, message):
     assert run(["lm-eval", "--model", "t3d", "--include_path", str(folder), *wrong.split()]) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
+
+
+SAVING = ["--tasks", "local_story", "--model_args", "pretrained=story-mini,device=cpu,max_gen_toks=4", "--limit", "1"]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "options, lost", [([], ["results_"]), (["--log_samples"], ["results_", "samples_local_story_"])]
+)
+def test_results_that_were_not_written_are_no_success(tmp_path, capsys, options, lost):
+    """The harness itself ends with 0 here: where it would make a folder, named after the model, lies a file."""
+    folder = write_task(tmp_path / "tasks", story_rows(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "story-mini").write_text("no folder")
+    command = ["lm-eval", "--model", "t3d", "--include_path", str(folder), *SAVING, *options]
+    assert run([*command, "--output_path", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("t3d: lm_eval: not written: results (")
+    assert all(f"story-mini/{name}" in last for name in lost)
+    assert last.count("story-mini/") == len(lost)
+    assert "exact_match" in said.out, "the figures are printed all the same"
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["out", "out/results.json", "file/below"])
+def test_an_output_path_that_cannot_be_written_is_refused_before_decoding(tmp_path, monkeypatch, capsys, name):
+    folder = write_task(tmp_path / "tasks", story_rows(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path / "out")  # as on a read-only disk
+    monkeypatch.setattr(T3DLM, "generate_until", None)  # a call would show
+    command = ["lm-eval", "--model", "t3d", "--include_path", str(folder), *SAVING]
+    assert run([*command, "--output_path", str(tmp_path / name)]) == 2
+    assert "nothing can be written in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [0.5, 1])
+def test_a_file_that_breaks_off_counts_as_lost(tmp_path, monkeypatch, kept):
+    lost = []
+    tracker = CheckedTracker(lost, output_path=str(tmp_path / "all.json"))
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda file, text, **how: write(file, text[: int(kept * len(text))], **how))
+    tracker.save_results_aggregated({"a": 1})
+    tracker.save_results_samples("task", [])
+    (file,) = tmp_path.glob("all_*.json")
+    assert lost == ([] if kept == 1 else [f"results ({file})"])
 
 
 class NotInstalled:

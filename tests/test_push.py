@@ -19,8 +19,8 @@ from t3d.errors import RequestError, WorkError
 from t3d.evaluation import write_result
 from t3d.evaluation.metrics import wilson_interval
 from t3d.hub import Subject, model_card, own_results, push, read_model_files, read_origin, upload
-from t3d.hub.card import advised
-from t3d.models import save_model
+from t3d.hub.card import advised, weights_named
+from t3d.models import load_model, model_fingerprint, save_model
 
 RECIPE = {
     "model": {"source": "JetLM/SDAR-1.7B-Chat", "adapter": {"type": "lora", "rank": 8, "alpha": None}},
@@ -115,6 +115,17 @@ def test_training_is_told_without_paths_and_machines(folder):
     assert "[JetLM/SDAR-1.7B-Chat](https://huggingface.co/JetLM/SDAR-1.7B-Chat)" in card
 
 
+def test_paths_that_are_not_here_are_no_data_sets_of_the_hub(folder):
+    """Such as those of the machine that trained."""
+    data = {"trajectories": "../someone/rollouts", "data": "data/mine.jsonl"}
+    (folder.parent / "recipe.json").write_text(json.dumps({**RECIPE, "data": data}))
+    measured = STUDENT.model_copy(update={"data": "data/held-out.jsonl"})
+    card = ModelCard(model_card(subject_of(folder, own=(measured,))))
+    assert card.data.datasets is None
+    assert card.data.eval_results[0].dataset_type == "gsm8k"
+    assert "trajectories: rollouts" in card.text
+
+
 def test_secrets_of_the_environment_are_left_out(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret123")
     recipe = {**RECIPE, "data": {"data": "https://user:hf_verysecret123@host/x", "note": "hf_verysecret123"}}
@@ -147,6 +158,27 @@ def test_servers_are_advised_only_for_what_they_can_decode(folder):
     assert "--trust-remote-code" in card
 
 
+def test_commands_are_those_of_the_advised_setting(folder):
+    """Measured in larger blocks than the config's, by another rule, with a temperature."""
+    settings = [
+        make_setting(190, tokens, block_size=8, rule="sequential", temperature=0.1, label=f"{tokens}, sequential")
+        for tokens in (1, 2)
+    ]
+    student = make_result("student", "gsm8k", *settings)
+    card = model_card(subject_of(folder, own=(student,), mask_token_id=151669, block_size=4))
+    options = "--block-size 8 --steps-per-block 4 --rule sequential --temperature 0.1"
+    assert f't3d generate --model someone/fast {options} "..."' in card
+    assert "--dllm-block-length 8 \\\n" in card
+    assert "--dllm-unmasking-strategy sequential --dllm-denoising-steps 4\n" in card
+    assert "block_size: 8\\nthreshold" in card
+
+
+def test_settings_of_a_benchmark_may_come_from_several_files():
+    first, second = (make_result("m", "b", make_setting(190, tokens)) for tokens in (1, 2))
+    other = make_result("m", "c", make_setting(200, 4))
+    assert advised([first, other, second]).tokens_per_step == 2
+
+
 @pytest.mark.parametrize(
     ("rights", "tokens"), [((190, 189, 120), 2), ((190, 187, 120), 1), ((190, 188, 188), 4), ((0, 0, 0), 4)]
 )
@@ -164,15 +196,60 @@ def test_nothing_is_advised_where_nothing_static_was_measured():
 # Whose results
 
 
-def test_own_results_are_those_of_the_folder_or_of_the_only_model(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    here = STUDENT.model_copy(update={"model": "model"})
-    beside = STUDENT.model_copy(update={"model": str(folder.parent / "teacher"), "model_fingerprint": "another's"})
-    assert own_results({"a": here, "b": TEACHER, "c": beside}, folder) == [here]
-    assert own_results({"a": STUDENT}, folder) == [STUDENT]  # measured where the model is no more
+@pytest.fixture(scope="module")
+def measured(run_folder):
+    """A result of the weights in the run's folder."""
+    fingerprint = model_fingerprint(load_model(run_folder / "model", "float32", "cpu"))
+    return STUDENT.model_copy(update={"model": "moved since", "model_fingerprint": fingerprint, "dtype": "float32"})
+
+
+def test_own_results_are_those_of_the_folders_weights(folder, measured):
+    assert own_results({"a": measured, "b": TEACHER}, folder) == [measured]
     assert own_results({}, folder) == []
-    with pytest.raises(RequestError, match="student, teacher, none measured on"):
-        own_results({"a": STUDENT, "b": TEACHER}, folder)
+    for results in ({"a": STUDENT}, {"a": STUDENT, "b": TEACHER}):
+        with pytest.raises(RequestError, match=r"of student.* none measured on the weights in"):
+            own_results(results, folder)
+
+
+def test_weights_are_those_that_were_computed_with(folder, tmp_path, measured):
+    """Float32 weights that were measured in bfloat16 are not the float32 ones; their export is what was measured."""
+    assert run(["export", "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
+    rounded = model_fingerprint(load_model(folder, "bfloat16", "cpu"))
+    assert rounded != measured.model_fingerprint
+    in_half = measured.model_copy(update={"model_fingerprint": rounded, "dtype": "bfloat16"})
+    assert own_results({"a": in_half}, tmp_path / "out") == [in_half]
+    on_the_cpu = in_half.model_copy(update={"dtype": "float32"})  # which holds the same numbers in more bits
+    assert own_results({"a": on_the_cpu}, tmp_path / "out") == [on_the_cpu]
+    with pytest.raises(RequestError, match="none measured on the weights"):
+        own_results({"a": measured}, tmp_path / "out")
+
+
+def test_weights_that_changed_since_they_were_measured_are_told(folder, measured, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    here = measured.model_copy(update={"model": "model"})
+    assert own_results({"a": here}, folder) == [here]
+    model = load_model(folder, device="cpu")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] += 1
+    save_model(model, folder, TOKENIZER, with_checksums=True)
+    with pytest.raises(RequestError, match=f"--results a: .* held weights {measured.model_fingerprint} then, and "):
+        own_results({"a": here}, folder)
+
+
+def test_a_card_of_other_weights_is_not_uploaded(folder, tmp_path, measured, monkeypatch, capsys):
+    """It was written by a dry run; then training went on, into the same folder."""
+    monkeypatch.setattr(push, "HfApi", FakeHub)
+    monkeypatch.setattr(push, "get_token", lambda: "token")
+    write_result(measured, tmp_path / "results" / "result.json")
+    assert run(["push", str(folder), "a/b", "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    assert weights_named((folder / "README.md").read_text()) == {("float32", measured.model_fingerprint)}
+    assert run(["push", str(folder), "a/b"]) == 0
+    model = load_model(folder, device="cpu")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] += 1
+    save_model(model, folder, TOKENIZER, with_checksums=True)
+    assert run(["push", str(folder), "a/b"]) == 2
+    assert f"its results are of weights {measured.model_fingerprint}, and" in capsys.readouterr().err
 
 
 # What goes up
@@ -190,16 +267,21 @@ WEIGHTS_AND_SUCH = {
 
 
 class FakeHub:
-    """Takes what the hub would take."""
+    """Takes what the hub would take; `there` names what a repository holds already."""
 
-    def __init__(self, fails=None):
-        self.calls, self.files, self.fails = [], {}, fails
+    def __init__(self, fails=None, there=(), private=True):
+        self.calls, self.files, self.fails, self.there, self.private = [], {}, fails, there, private
 
     def create_repo(self, repo, **options):
         self.calls.append(("create_repo", repo, options))
 
     def create_branch(self, repo, **options):
         self.calls.append(("create_branch", repo, options))
+
+    def model_info(self, repo, **options):
+        self.calls.append(("model_info", repo, options))
+        siblings = [SimpleNamespace(rfilename=name) for name in self.there]
+        return SimpleNamespace(id=repo, private=self.private, siblings=siblings)
 
     def create_commit(self, repo, operations, **options):
         if self.fails is not None:
@@ -214,10 +296,12 @@ class FakeHub:
 def test_one_commit_holds_the_model_and_its_card(folder, tmp_path):
     hub = FakeHub()
     files = read_model_files(folder)
-    assert upload(files, b"card", "a/b", "why", private=True, revision="dev", api=hub) == "https://hub/a/b/commit/1"
+    options = {"private": True, "revision": "dev", "replaces_card": False, "api": hub}
+    assert upload(files, b"card", "a/b", "why", **options) == "https://hub/a/b/commit/1"
     assert hub.calls == [
         ("create_repo", "a/b", {"private": True, "exist_ok": True}),
         ("create_branch", "a/b", {"branch": "dev", "exist_ok": True}),
+        ("model_info", "a/b", {"revision": "dev"}),
         ("create_commit", "a/b", {"commit_message": "why", "revision": "dev"}),
     ]
     assert hub.files.keys() == WEIGHTS_AND_SUCH | {"README.md"}
@@ -237,6 +321,14 @@ def test_checksums_that_name_more_than_goes_up_stay(folder, tmp_path):
     assert "checksums.json" in files.left
 
 
+def test_a_card_that_was_edited_since_is_no_damage(folder):
+    """A model that is saved again where its card lies has the card among its checksums."""
+    (folder / "README.md").write_text("first\n")
+    save_model(load_model(folder, device="cpu"), folder, TOKENIZER, with_checksums=True)
+    (folder / "README.md").write_text("edited\n")
+    assert "checksums.json" not in read_model_files(folder).upload
+
+
 def test_weights_in_several_files_all_go_up(folder):
     for name in ("checksums.json", "model.safetensors"):
         (folder / name).unlink()
@@ -253,9 +345,9 @@ def test_weights_in_several_files_all_go_up(folder):
 # The command
 
 
-def test_dry_run_writes_the_card_and_names_each_file(folder, tmp_path, monkeypatch, capsys):
+def test_dry_run_writes_the_card_and_names_each_file(folder, tmp_path, monkeypatch, capsys, measured):
     monkeypatch.setattr(push, "HfApi", None)  # a call would show
-    write_result(STUDENT, tmp_path / "results" / "result.json")
+    write_result(measured, tmp_path / "results" / "result.json")
     words = ["push", str(folder), "someone/fast", "--results", str(tmp_path / "results"), "--dry-run"]
     assert run(words) == 0
     told = capsys.readouterr().out
@@ -283,6 +375,35 @@ def test_command_uploads_what_the_dry_run_showed(folder, monkeypatch, capsys):
     assert hub.files["README.md"] == b"mine\n"
     assert hub.calls[0] == ("create_repo", "a/b", {"private": True, "exist_ok": True})
     assert hub.calls[-1][2] == {"commit_message": "why", "revision": None}
+
+
+CLASHES = [
+    (["README.md"], True, [], "hf download a/b README.md --local-dir"),
+    (["README.md"], True, ["--new-card"], None),
+    ([], False, ["--private"], "it is public already"),
+    ([], False, [], None),
+    (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], True, [], "other weights too (model.safe"),
+    ([".gitattributes", "model.safetensors", "config.json", "notes.md", "gguf/model.safetensors"], True, [], None),
+]
+
+
+@pytest.mark.parametrize(("there", "private", "options", "told"), CLASHES)
+def test_nothing_on_the_hub_is_lost_or_mixed_up(there, private, options, told, folder, monkeypatch, capsys):
+    hub = FakeHub(there=there, private=private)
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    monkeypatch.setattr(push, "get_token", lambda: "token")
+    assert run(["push", str(folder), "a/b", *options]) == (0 if told is None else 2)
+    assert bool(hub.files) == (told is None)
+    assert (told or "") in capsys.readouterr().err
+
+
+def test_a_card_in_the_folder_replaces_the_hubs(folder, monkeypatch):
+    hub = FakeHub(there=["README.md"])
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    monkeypatch.setattr(push, "get_token", lambda: "token")
+    (folder / "README.md").write_text("mine\n")
+    assert run(["push", str(folder), "a/b"]) == 0
+    assert hub.files["README.md"] == b"mine\n"
 
 
 def cut_weights(folder):
@@ -352,12 +473,20 @@ def http_error(status):
         (http_error(403), RequestError, "refuses this token (403)"),
         (http_error(401), RequestError, "refuses this token (401)"),
         (http_error(500), WorkError, "the hub confirmed no commit"),
+        (
+            ConnectionError(150 * "-" + " hf_" + 60 * "verysecret"),
+            WorkError,
+            "- [left out]; the hub confirmed no commit",
+        ),
         (ConnectionError("no route\nto host"), WorkError, "no route to host; the hub confirmed no commit; try again"),
     ],
 )
-def test_failures_of_the_hub_are_one_line_without_secrets(error, kind, told, folder):
+def test_failures_of_the_hub_are_one_line_without_secrets(error, kind, told, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + 60 * "verysecret")
+    options = {"private": False, "revision": None, "replaces_card": False, "api": FakeHub(error)}
     with pytest.raises(kind) as failure:
-        upload(read_model_files(folder), b"", "a/b", "m", private=False, revision=None, api=FakeHub(error))
+        upload(read_model_files(folder), b"", "a/b", "m", **options)
     assert told in str(failure.value)
     assert "\n" not in str(failure.value)
     assert "pass@" not in str(failure.value)
+    assert "verysecret" not in str(failure.value)

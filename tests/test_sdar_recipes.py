@@ -284,6 +284,10 @@ def test_the_bench_goes_on_where_its_budget_ended(bench, monkeypatch, tmp_path, 
     said = capsys.readouterr().out
     assert "not done: paper/1.7b-math-block4" in said
     assert said.count('improved/1.7b-math-block4: {"first_seconds"') == 1  # not done twice
+    monkeypatch.setattr(sys, "argv", [*command, "--examples", "4"])
+    with pytest.raises(SystemExit, match=r"holds results of .*'examples_per_step': 2.*choose another --out"):
+        bench.main()
+    assert json.loads(out.read_text())["recipes"] == found
 
 
 def test_the_bench_predicts_what_it_measures(bench, monkeypatch):

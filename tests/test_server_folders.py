@@ -240,3 +240,15 @@ def test_export_refuses(words, told, folders, tmp_path, monkeypatch, capsys):
     assert run(["export", "--model", str(folders[CONVERTED]), "--out", str(tmp_path / "out"), *words]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_a_dtype_does_not_reach_are_not_exported(tmp_path, capsys):
+    model = tiny_model(dtype=torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] = 1e5  # float16 ends at 65,504
+    save_model(model, tmp_path / "model")
+    words = ["export", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert run([*words, "--dtype", "float16"]) == 2
+    assert "not finite in float16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(words) == 0

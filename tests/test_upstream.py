@@ -3,6 +3,7 @@
 import json
 import math
 from copy import deepcopy
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -14,7 +15,7 @@ from t3d.config import PromptConfig
 from t3d.engine import Engine
 from t3d.errors import RequestError, WorkError
 from t3d.interop.upstream.json_rows import BrokenFileError, read_entries
-from t3d.interop.upstream.rollouts import TALLY_FILE, convert_rollouts, load_vocabulary
+from t3d.interop.upstream.rollouts import convert_rollouts, load_vocabulary, tally_file
 from t3d.interop.upstream.rows import RowConverter
 from t3d.interop.upstream.steps import check_blocks, numbered_through, per_block
 from t3d.interop.upstream.tally import DESCRIBED, REFUSALS, REPAIRS, RefusedError, Tally
@@ -304,6 +305,13 @@ def test_copies_of_rows_are_left_out_and_equal_samples_of_one_row_are_not(vocabu
     assert [(row.prompt_id, row.sample) for row in kept(vocabulary, twice, good)] == [("0", 0), ("0", 1)]
 
 
+def test_a_copy_of_what_was_refused_is_kept(vocabulary):
+    good = good_entry(vocabulary)
+    repaired = changed(good, step_map=[[float(step) for step in good["step_map"][0]]])
+    assert [row.prompt_id for row in kept(vocabulary, repaired, good, on_damage="refuse")] == ["1"]
+    assert [row.prompt_id for row in kept(vocabulary, repaired, good)] == ["0"]
+
+
 def test_tokens_that_became_token_zero(vocabulary):
     """The built-in tokenizer's token 0 is its stop token; of most vocabularies, and here, it is a word."""
     word = type(vocabulary)(vocabulary.tokenizer, vocabulary.mask_token_id, frozenset({5}))
@@ -341,6 +349,7 @@ def test_rows_are_read_one_by_one_whatever_the_size_of_a_piece(tmp_path, monkeyp
         told = []
         assert list(read_entries(file, told.append)) == rows
         assert sum(told) == file.stat().st_size
+        assert 0 not in told, "the end of the file is no progress, and would be shown again"
     assert list(read_entries(written(tmp_path, "[ ]"))) == []
     assert list(read_entries(written(tmp_path, ' {"a": 1} '))) == [{"a": 1}]
 
@@ -394,7 +403,8 @@ def test_the_command_counts_all_kinds(tmp_path, capsys, vocabulary):
     file.write_bytes(json.dumps(entries).encode())
     options = ["--out", str(tmp_path / "out"), "--model", MODEL]
     assert run(["convert", "upstream-rollouts", str(file), *options]) == 0
-    printed, counts = capsys.readouterr().out, json.loads((tmp_path / "out" / TALLY_FILE).read_text())
+    printed, counts = capsys.readouterr().out, json.loads((tmp_path / "out.conversion.json").read_text())
+    assert f"the counts are in {tmp_path / 'out.conversion.json'}\n" in printed
     assert counts["rows"] == len(entries)
     assert counts["kept"] == len(list(repairs(vocabulary))) == len(list(read(tmp_path / "out")))
     assert set(counts["repaired"]) == set(REPAIRS)
@@ -405,6 +415,19 @@ def test_the_command_counts_all_kinds(tmp_path, capsys, vocabulary):
     assert "or more of those kept probably stand at others' prompts" in printed
     assert run(["convert", "upstream-rollouts", str(file), *options]) == 2, "the folder is not empty"
     assert run(["convert", "upstream-rollouts", str(file), "--out", str(tmp_path / "o"), "--on-damage", "guess"]) == 2
+
+
+@pytest.mark.parametrize("here", [".", "../out", "..//out/", "below/.."])
+def test_the_counts_lie_beside_the_folder_however_it_is_named(tmp_path, monkeypatch, here):
+    (tmp_path / "out" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out")
+    assert tally_file(Path(here)).resolve() == tmp_path / "out.conversion.json"
+
+
+def test_counts_that_cannot_be_written_are_told(tmp_path, vocabulary):
+    (tmp_path / "out.conversion.json").mkdir()
+    with pytest.raises(WorkError, match=r"cannot write .*out\.conversion\.json"):
+        convert_rollouts(written(tmp_path, [good_entry(vocabulary)]), tmp_path / "out", MODEL, FULL_STEP, shown=False)
 
 
 # --- any damage ---

@@ -1,5 +1,7 @@
 """A training config of the public T3D code becomes the recipe that one would write by hand."""
 
+import shlex
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -163,6 +165,7 @@ def test_overrides_as_its_command_line_takes_them(tmp_path, shipped, override, f
         ("optimizer.params.learning_rate=-1", "optim.lr"),
         ("model.pretrained_model=???", "model.pretrained_model is missing"),
         ("training.mask_ratios=[2]", "corruption"),
+        ("training.mask_ratios=[true, 0.5]", "training.mask_ratios: must be a list of numbers"),
     ],
 )
 def test_what_no_recipe_can_say_is_refused_in_one_line(tmp_path, shipped, change, message):
@@ -182,16 +185,41 @@ def test_nothing_is_run_to_find_a_value(tmp_path, shipped, monkeypatch):
     assert done.recipe.seed == 0
 
 
-def test_configs_of_other_stages_say_which_command_they_are(tmp_path):
-    file = tmp_path / "sdar_sample.yaml"
-    file.write_text("rollout: {block_size: 4, denoising_steps_per_block: 2, temperature: 0.1, max_token: 2000}")
-    with pytest.raises(
-        RequestError, match="t3d rollout --block-size 4 --steps-per-block 2 --rule low_confidence_static"
-    ):
+DECODED = "block_size: 4, temperature: 0.1, top_p: 1.0, top_k: 0, max_token: 2000, denoising_steps_per_block: 2"
+SAMPLED = "--temperature 0.1 --top-k 0 --top-p 1.0 --max-new-tokens 2000"
+DYNAMIC = "remasking_strategy: low_confidence_dynamic, dynamic_threshold: 0.8"
+STATIC = "--rule low_confidence_static"
+STAGES = {
+    f"rollout: {{{DECODED}}}": f"t3d rollout --block-size 4 --steps-per-block 2 {STATIC} {SAMPLED}",
+    f"rollout: {{{DECODED}, {DYNAMIC}}}": (
+        f"t3d rollout --block-size 4 --steps-per-block 2 --rule low_confidence_dynamic --threshold 0.8 {SAMPLED}"
+    ),
+    f"execute: {{num_chunk: 64}}\nrollout: {{{DECODED}}}": (
+        f"t3d eval --block-size 4 --tokens-per-step 2 --threshold '' {STATIC} {SAMPLED}"
+    ),
+    f"execute: {{num_chunk: 64}}\nrollout: {{{DECODED}, {DYNAMIC}}}": (
+        f"t3d eval --block-size 4 --tokens-per-step '' --threshold 0.8 {SAMPLED}"
+    ),
+}
+
+
+@pytest.mark.parametrize("config", STAGES)
+def test_configs_of_other_stages_say_which_command_they_are(tmp_path, capsys, config):
+    """One that there is, with options that it has: nothing is wrong with it but the device added here."""
+    file = tmp_path / "stage.yaml"
+    file.write_text(config)
+    with pytest.raises(RequestError) as refused:
         convert_config(file, tmp_path / "out.yaml")
-    file.write_text("execute: {num_chunk: 64}\nrollout: {block_size: 4}")
-    with pytest.raises(RequestError, match="t3d eval --block-size 4"):
-        convert_config(file, tmp_path / "out.yaml")
+    command = STAGES[config]
+    assert f"commands here: {command} (docs" in str(refused.value)
+    _, stage, *options = shlex.split(command)
+    about = ["--task" if stage == "rollout" else "--benchmark", "story", "--model", "story-mini", "--device", "none"]
+    assert run([stage, *options, *about, "--limit", "1", "--out", str(tmp_path / "out")]) == 2
+    assert "device 'none' is unknown" in capsys.readouterr().err
+
+
+def test_a_file_without_known_keys_is_no_config(tmp_path):
+    file = tmp_path / "a.yaml"
     file.write_text("a: 1")
     with pytest.raises(RequestError, match="no keys model and training"):
         convert_config(file, tmp_path / "out.yaml")

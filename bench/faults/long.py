@@ -262,6 +262,7 @@ def table(runs: dict[str, Any]) -> str:
 def picture(runs: dict[str, Any]) -> bytes:
     """SVG: memory and speed over the work, a column a run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(4.6 * len(runs), 4.4), layout="constrained")
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col")
@@ -275,6 +276,7 @@ def picture(runs: dict[str, Any]) -> bytes:
         rates = [(b.done - a.done) / (b.cpu_seconds - a.cpu_seconds) for a, b in pairs]
         speed.plot([b.done for _, b in pairs], rates, color="#D55E00")
         speed.set(xlabel=f"{units[name]} done", ylabel=f"{units[name]} a CPU second")
+        speed.xaxis.set_major_locator(MaxNLocator(4))
         for each in (memory, speed):
             each.set_ylim(bottom=0)
             each.grid(alpha=0.3)

@@ -221,7 +221,7 @@ def draw_budget(facts: dict[str, Any]) -> Figure:
 
 def draw_objective(facts: dict[str, Any]) -> Figure:
     """The terms of DDO over their gaps; the weight of each rank in the path term."""
-    figure, sheet = canvas(330)
+    figure, sheet = canvas(300)
     write(sheet, 20, 22, "DDO: what each gap costs", weight="bold")
     write(sheet, 360, 22, "Path term: weight by order of reveal, B = 8", weight="bold")
     axes = plot_at(figure, 55, 44, 270, 190)
@@ -249,18 +249,19 @@ def draw_rounds(facts: dict[str, Any]) -> Figure:
     figure, sheet = canvas(300)
     write(sheet, 20, 22, "The demo's rounds: each student answers for the next, at ever fewer steps", weight="bold")
     count = len(facts["tokens_per_step"])
-    step = (WIDTH - 40) / (count + 1)
+    step = (WIDTH - 22) / (count + 1)
+    width = step - 18
     for number in range(count + 1):
         x = 20 + number * step
         name = f"teacher\n{facts['teacher']}" if number == 0 else f"student {number}"
-        box(sheet, x, 50, step - 26, 54, name, KNOWN if number == 0 else STEPS[min(number, 4) - 1])
+        box(sheet, x, 50, width, 54, name, KNOWN if number == 0 else STEPS[min(number, 4) - 1])
         if number == count:
             break
         tokens = facts["tokens_per_step"][number]
         text = f"{facts['answers']} answers,\n{tokens} token{'s' * (tokens > 1)} a step"
-        box(sheet, x, 142, step - 26, 54, text, PAPER)
-        arrow(sheet, (x + (step - 26) / 2, 106), (x + (step - 26) / 2, 140))
-        arrow(sheet, (x + step - 24, 160), (x + step + 30, 107), connectionstyle="arc3,rad=0.15")
+        box(sheet, x, 142, width, 54, text, PAPER)
+        arrow(sheet, (x + width / 2, 106), (x + width / 2, 140))
+        arrow(sheet, (x + width - 14, 142), (x + step + 14, 104))
     share = f"{facts['teacher_share']:.0%}"
     lines = (
         "Kept: answers that agree with the teacher's full-step answer to the same question. No labels are used.",

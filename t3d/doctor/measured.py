@@ -18,6 +18,8 @@ COPY_SHARE = 0.89
 """Of the data sheet's memory bandwidth that a copy reached (`ceilings` in rollout-sdar-1.7b.json)."""
 PRODUCT_SHARE = 0.79
 """Of the data sheet's bf16 peak that a product of two [8192, 8192] reached (as above)."""
+MOST_MEMORY_ABOVE = 0.14
+"""Measured peaks of memory lay at most this share above those worked out (SDAR-4B in recipes-h200.json)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from t3d.config import Recipe
 from t3d.doctor.examination import Examination
 from t3d.doctor.host import READING, checkpoint_bytes, disk, host_memory, peak_of_host
-from t3d.doctor.measured import TRAINING
+from t3d.doctor.measured import MOST_MEMORY_ABOVE, TRAINING
 from t3d.doctor.seconds import EXCHANGE
 from t3d.doctor.training import Training
 
@@ -48,6 +48,7 @@ def remarks(found: Examination) -> Iterator[str]:
     else:
         files = ", ".join(point.file for point in TRAINING)
         yield f"speed is taken from bench/results: {files} (one H200)"
+    yield f"memory that was measured lay up to {MOST_MEMORY_ABOVE:.0%} above what is worked out like this: leave room"
     yield f"the GPU's facts are those of its data sheet: {found.cluster.gpu.source}"
     if not found.fits:
         none = f"nothing that was tried is enough: {_last_resort(largest.recipe)}"

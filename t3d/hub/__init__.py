@@ -7,7 +7,7 @@
 from t3d.hub.card import Subject, model_card
 from t3d.hub.files import CARD_FILE, ModelFiles, read_model_files
 from t3d.hub.origin import Origin, read_origin
-from t3d.hub.push import describe, own_results, require_repo, upload
+from t3d.hub.push import describe, own_results, require_card_of, require_repo, upload
 
 __all__ = [
     "CARD_FILE",
@@ -19,6 +19,7 @@ __all__ = [
     "own_results",
     "read_model_files",
     "read_origin",
+    "require_card_of",
     "require_repo",
     "upload",
 ]

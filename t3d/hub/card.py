@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from t3d.models.servers import SERVED_MASK_ID, is_served
 PAPER = "arxiv:2602.12262"
 CLOSE = 0.01
 """A faster setting is advised if its accuracy is at most so much below the best one's."""
+
+_WEIGHTS = re.compile(r"; (\w+) on [^;\n]*; weights `([0-9a-f]{16})`;")
+"""In what `_how_measured` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,17 @@ def model_card(subject: Subject) -> str:
 
 
 def advised(results: Sequence[EvalResult]) -> SettingResult | None:
-    """Of static settings that were measured, the one with most tokens a forward among those close to the best."""
-    settings = [setting for setting in results[0].settings if setting.tokens_per_step is not None] if results else []
+    """Of the first benchmark's static settings, the one with most tokens a forward among those close to the best."""
+    same = [result for result in results if result.benchmark == results[0].benchmark]
+    settings = [setting for result in same for setting in result.settings if setting.tokens_per_step is not None]
     best = max((setting.accuracy for setting in settings), default=0.0)
     close = [setting for setting in settings if setting.accuracy >= best - CLOSE]
     return max(close, key=lambda setting: setting.tokens_per_forward, default=None)
+
+
+def weights_named(card: str) -> set[tuple[str, str]]:
+    """(dtype, fingerprint) of the weights that a card of ours says its results were measured on."""
+    return set(_WEIGHTS.findall(card))
 
 
 def _metadata(subject: Subject) -> ModelCardData:
@@ -125,14 +135,21 @@ def _use(subject: Subject) -> str:
     setting = advised(subject.own)
     options, why = "", ""
     if setting is not None:
-        options = f" --steps-per-block {setting.steps_per_block}"
-        options += f" --rule {setting.rule}" if setting.rule != STATIC else ""
+        options = _options(setting, subject.config)
         why = f"Advised, as {100 * setting.accuracy:.1f}% right on {subject.own[0].benchmark}: {setting.label}.\n\n"
     return (
         f"## Use with T3D\n\n{why}```bash\n"
         f't3d generate --model {subject.repo}{options} "..."\n'
         f"t3d serve --model {subject.repo}{options}\n```\n"
     )
+
+
+def _options(setting: SettingResult, config: BlockDiffusionConfig) -> str:
+    """What `t3d generate` and `t3d serve` are to be told for a setting."""
+    options = f" --block-size {setting.block_size}" if setting.block_size != config.block_size else ""
+    options += f" --steps-per-block {setting.steps_per_block}"
+    options += f" --rule {setting.rule}" if setting.rule != STATIC else ""
+    return options + (f" --temperature {setting.temperature:g}" if setting.temperature else "")
 
 
 def _servers(subject: Subject) -> str:
@@ -142,13 +159,13 @@ def _servers(subject: Subject) -> str:
             "## LMDeploy and SGLang\n\nNot there: both know `sdar` and `sdar_moe` with mask token "
             f"{SERVED_MASK_ID} only; this is `{config.model_type}` with {config.mask_token_id}.\n"
         )
-    size = config.block_size
+    size, rule = (setting.block_size, setting.rule) if setting else (config.block_size, STATIC)
     steps = setting.steps_per_block if setting else size
     return (
         "## LMDeploy and SGLang\n\nNeither was run for the figures above. SGLang decodes by threshold only.\n\n"
         "```bash\n"
         f"lmdeploy serve api_server {subject.repo} --backend pytorch --dtype bfloat16 --dllm-block-length {size} \\\n"
-        f"  --dllm-unmasking-strategy low_confidence_static --dllm-denoising-steps {steps}\n\n"
+        f"  --dllm-unmasking-strategy {rule} --dllm-denoising-steps {steps}\n\n"
         f"printf 'block_size: {size}\\nthreshold: 0.9\\n' > dllm.yaml\n"
         f"python -m sglang.launch_server --model-path {subject.repo} --trust-remote-code --dtype bfloat16 \\\n"
         "  --dllm-algorithm LowConfidence --dllm-algorithm-config dllm.yaml\n```\n"

@@ -65,7 +65,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     if not folder.is_dir():
         raise RequestError(f"model {folder}: is no folder; name one with a model in it, such as a run's model")
     config = load_config(folder)
-    if damage := damage_of_folder(folder):
+    if damage := damage_of_folder(folder, CARD_FILE.__ne__):
         raise RequestError(f"model {folder}: {damage}; nothing is uploaded; write or copy it again")
     weights = list(_weights_of(folder))
     check_weights_suffice(config, folder, room_for_weights(folder))

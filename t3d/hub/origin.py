@@ -16,6 +16,9 @@ _PRIVATE = ("compute", "device", "distributed", "out", "tracking")
 """Groups of a recipe that tell of the machine, not of the method."""
 _MEASURING = ("evaluation", "stop_rounds")
 """Groups whose problems are not learned from."""
+_ELSEWHERE = ("/", "~", "../")
+"""How a path begins that may hold a user's name, or a machine's."""
+_DATA_FILES = (".json", ".jsonl", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -97,16 +100,20 @@ def _data_of(fields: Any) -> Iterator[str]:
 
 
 def is_hub_id(text: str | None, cwd: Path = Path()) -> bool:
-    """Whether a name is owner/name, or that at a revision, and no path that is there, seen from `cwd` or from here."""
-    if text is None or not _HUB_ID.fullmatch(text):
+    """Whether a name is owner/name, or that at a revision, and no path: no data file's, and none that is there, seen
+    from `cwd` or from here.
+    """
+    if text is None or not _HUB_ID.fullmatch(text) or text.endswith(_DATA_FILES):
         return False
     return not Path(text).exists() and not (cwd / text).exists()
 
 
 def _public(fields: Any) -> Any:
-    """Without keys that were left open; of an absolute path its last name, which says no user's and no machine's."""
+    """Without keys that were left open; of a path that leads out of the working folder its last name alone, which says
+    no user's and no machine's.
+    """
     if isinstance(fields, dict):
         return {key: _public(value) for key, value in fields.items() if value is not None}
     if isinstance(fields, list):
         return [_public(each) for each in fields]
-    return Path(fields).name if isinstance(fields, str) and fields.startswith(("/", "~")) else fields
+    return Path(fields).name if isinstance(fields, str) and fields.startswith(_ELSEWHERE) else fields

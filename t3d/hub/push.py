@@ -11,15 +11,19 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from t3d.credentials import without_secrets
-from t3d.errors import RequestError, WorkError
+from t3d.errors import RequestError, WorkError, one_line
 from t3d.evaluation import EvalResult
+from t3d.hub.card import weights_named
 from t3d.hub.files import CARD_FILE, ModelFiles
+from t3d.models import load_model, model_fingerprint
 from t3d.models.servers import CONFIG_CODE_FILE, is_served
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
+    from huggingface_hub import CommitInfo, ModelInfo
 
 _REPO = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]{0,95}")
+_WEIGHTS = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")
+"""What is read as a model's weights."""
 _REFUSED = (401, 403)
 """HTTP states that say that this token may not do this."""
 
@@ -35,25 +39,60 @@ def require_repo(repo: str) -> None:
 
 
 def own_results(results: Mapping[str, EvalResult], folder: Path) -> list[EvalResult]:
-    """Those results that were measured on the model in this folder.
+    """Those results that were measured on the weights in this folder, wherever these lay then.
 
-    Where none says so and all are of the same weights, it is all of them: the model was moved, or comes from the hub.
+    A fingerprint is that of the weights as they were computed with, so that the folder's are read in the same dtype.
+
+    Args:
+        results: file -> what it holds.
+        folder: a model's.
 
     Raises:
-        RequestError: of several models, none of which is this one.
+        RequestError: one was measured on this folder when it held other weights, or none on these.
     """
-    own = [each for each in results.values() if Path(each.model).resolve() == folder.resolve()]
-    models = {each.model_fingerprint: each.name for each in results.values()}
-    if own or len(models) <= 1:
-        return own or list(results.values())
-    raise RequestError(
-        f"--results: of {', '.join(sorted(models.values()))}, none measured on {folder}; evaluate it, or name results "
-        "of this model alone"
-    )
+    now = {dtype: _fingerprint(folder, dtype) for dtype in {each.dtype for each in results.values()}}
+    own = [each for each in results.values() if each.model_fingerprint == now[each.dtype]]
+    for file, each in results.items():
+        if each not in own and Path(each.model).resolve() == folder.resolve():
+            raise RequestError(
+                f"--results {file}: {folder} held weights {each.model_fingerprint} then, and {now[each.dtype]} now; "
+                "evaluate it again"
+            )
+    if results and not own:
+        names = ", ".join(sorted({each.name for each in results.values()}))
+        raise RequestError(f"--results: of {names}, none measured on the weights in {folder}; evaluate it as it is")
+    return own
+
+
+def require_card_of(folder: Path, card: str) -> None:
+    """Refuse a card that was written for other weights than the folder's, as far as it says.
+
+    Raises:
+        RequestError: its results were measured on others.
+    """
+    for dtype, then in sorted(weights_named(card)):
+        if (now := _fingerprint(folder, dtype)) != then:
+            raise RequestError(
+                f"{folder / CARD_FILE}: its results are of weights {then}, and the folder's are {now}; evaluate these, "
+                "and write it anew (--new-card --results)"
+            )
+
+
+def _fingerprint(folder: Path, dtype: str) -> str:
+    """Of a model's weights, in the dtype that they are computed with."""
+    return model_fingerprint(load_model(folder, dtype, "cpu"))
 
 
 def upload(
-    files: ModelFiles, card: bytes, repo: str, message: str, *, private: bool, revision: str | None, api: Any = None
+    files: ModelFiles,
+    card: bytes,
+    repo: str,
+    message: str,
+    *,
+    private: bool,
+    revision: str | None,
+    replaces_card: bool,
+    api: Any = None,
 ) -> str:
     """Put a model and its card into one commit.
 
@@ -62,15 +101,17 @@ def upload(
         card: content of README.md.
         repo: owner/name; it is made if it is not there.
         message: of the commit.
-        private: whether a repository that is made is seen by its owner only.
+        private: whether a repository that is made is seen by its owner only; one that is there must be so already.
         revision: branch to commit to, made if it is not there; None is the main one.
+        replaces_card: whether the card may take the place of one that is there.
         api: in place of the hub's, for tests.
 
     Returns:
         where it is to be seen.
 
     Raises:
-        RequestError: no token, or one that may not do this.
+        RequestError: no token, or one that may not do this; the repository holds what would be lost, or would not go
+            with this model.
         WorkError: the hub cannot be reached, or refuses.
     """
     if api is None and get_token() is None:
@@ -82,12 +123,29 @@ def upload(
         hub.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             hub.create_branch(repo, branch=revision, exist_ok=True)
-        done: CommitInfo = hub.create_commit(repo, operations, commit_message=message, revision=revision)
+        clash = _clash(hub.model_info(repo, revision=revision), files, private, replaces_card)
+        if clash is None:
+            done: CommitInfo = hub.create_commit(repo, operations, commit_message=message, revision=revision)
+            return str(done.commit_url)
     except HfHubHTTPError as error:
         raise _refusal(repo, error) from error
     except Exception as error:  # no network, a proxy, a broken connection: each library below has types of its own
         raise WorkError(f"push to {repo}: {_one_line(error)}; the hub confirmed no commit; try again") from error
-    return str(done.commit_url)
+    raise RequestError(f"push to {repo}: {clash}")
+
+
+def _clash(there: ModelInfo, files: ModelFiles, private: bool, replaces_card: bool) -> str | None:
+    """Why a model is not to be put into a repository as it is; None if it may."""
+    names = [each.rfilename for each in there.siblings or ()]
+    if private and not there.private:
+        return "it is public already; make it private on the hub first, or leave out --private"
+    if CARD_FILE in names and not replaces_card:
+        fetch = f"hf download {there.id} {CARD_FILE} --local-dir {files.folder}"
+        return f"it has a card, which the folder has not; {fetch} keeps that one, --new-card replaces it"
+    others = [name for name in names if _WEIGHTS.fullmatch(name) and name not in files.upload]
+    if others:
+        return f"it holds other weights too ({others[0]}), which may be read in place of these; delete them there"
+    return None
 
 
 def _refusal(repo: str, error: HfHubHTTPError) -> Exception:
@@ -98,7 +156,7 @@ def _refusal(repo: str, error: HfHubHTTPError) -> Exception:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split())[:200] or type(error).__name__)
+    return one_line(without_secrets(str(error))) or type(error).__name__  # half a secret would not be known as one
 
 
 def describe(files: ModelFiles, card_size: int, keeps_card: bool) -> Iterator[str]:

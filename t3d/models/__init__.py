@@ -18,13 +18,13 @@ from t3d.models.loading import (
     load_tokenizer,
     model_fingerprint,
     resolve_model,
-    stop_token_ids,
     tokenizer_fingerprint,
 )
 from t3d.models.saving import save_model
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 from t3d.models.sdar_moe import SDARMoeConfig, SDARMoeForCausalLM
 from t3d.models.sharding import num_holders, own_config
+from t3d.models.stopping import stop_token_ids
 
 __all__ = [
     "BUILT_IN",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t3d.errors import RequestError
 from t3d.models.loading import has_tokenizer, load_model, load_tokenizer
 from t3d.models.saving import save_model
 
@@ -20,10 +21,12 @@ def export_model(source: str | Path, out: Path, dtype: str) -> int:
         how many weights it has.
 
     Raises:
-        RequestError: no such model or dtype.
+        RequestError: no such model or dtype, or weights that the dtype does not reach.
         WorkError: the disk refuses.
     """
     model = load_model(source, dtype=dtype, device="cpu")
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise RequestError(f"model {source}: some of its weights are not finite in {dtype}; take another --dtype")
     tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
     save_model(model, out, tokenizer, with_checksums=True)
     return int(model.num_parameters())

@@ -211,16 +211,6 @@ def has_tokenizer(name: str | Path) -> bool:
     return not os.path.isdir(folder) or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
 
-def stop_token_ids(model: BlockDiffusionModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
-    """Every id that ends a response: `generation_config`'s, the config's and the tokenizer's, sorted."""
-    found: set[int] = set()
-    generation = getattr(model, "generation_config", None)
-    for owner in (generation, model.config, tokenizer):
-        ids = getattr(owner, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return tuple(sorted(found))
-
-
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hex digits that two tokenizers share exactly if they map the same tokens to the same ids."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)

@@ -40,7 +40,8 @@ def read_entries(file: Path, on_read: Callable[[int], None] = lambda _: None) ->
             except UnicodeDecodeError as error:
                 raise BrokenFileError("is not UTF-8") from error
             now = raw.tell()
-            on_read(now - told)
+            if now > told:
+                on_read(now - told)
             told = now
             return text
 

@@ -99,23 +99,34 @@ def _check_is_training(settings: Settings) -> None:
         return
     if settings.holds("rollout"):
         raise RequestError(
-            f"{settings.name}: is of a rollout or an evaluation, which are commands here: t3d "
-            f"{'eval' if settings.holds('execute') else 'rollout'} {_decoding_options(settings)} "
+            f"{settings.name}: is of a rollout or an evaluation, which are commands here: {_command(settings)} "
             "(docs/differences.md); give a training config"
         )
     raise RequestError(f"{settings.name}: holds no keys model and training; give a training config of the public code")
 
 
-def _decoding_options(settings: Settings) -> str:
-    """The options of `t3d rollout` that say what the group `rollout` says."""
-    options = {
-        "--block-size": settings.whole("rollout.block_size", 8),
-        "--steps-per-block": settings.whole("rollout.denoising_steps_per_block", 1),
-        "--rule": settings.text("rollout.remasking_strategy", "low_confidence_static"),
+def _command(settings: Settings) -> str:
+    """The command that decodes as the group `rollout` says, with the public code's own defaults."""
+    measures = settings.holds("execute")
+    block_size = settings.whole("rollout.block_size", 8) or 1
+    steps = settings.whole("rollout.denoising_steps_per_block", 1) or 1
+    rule = settings.text("rollout.remasking_strategy", "low_confidence_static")
+    threshold = settings.number("rollout.dynamic_threshold", 0.0)
+    is_dynamic = rule == "low_confidence_dynamic"
+    options: dict[str, object] = {"--block-size": block_size}
+    if not measures:
+        options |= {"--steps-per-block": steps, "--rule": rule, **({"--threshold": threshold} if is_dynamic else {})}
+    elif is_dynamic:
+        options |= {"--tokens-per-step": "''", "--threshold": threshold}
+    else:
+        options |= {"--tokens-per-step": max(1, block_size // steps), "--threshold": "''", "--rule": rule}
+    options |= {
         "--temperature": settings.number("rollout.temperature", 0.7),
+        "--top-k": settings.whole("rollout.top_k", 50),
+        "--top-p": settings.number("rollout.top_p", 0.9),
         "--max-new-tokens": settings.whole("rollout.max_token", 512),
     }
-    return " ".join(f"{name} {value}" for name, value in options.items())
+    return f"t3d {'eval' if measures else 'rollout'} " + " ".join(f"{name} {value}" for name, value in options.items())
 
 
 def _fields(

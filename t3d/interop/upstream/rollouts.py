@@ -6,8 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
+from typing import NamedTuple
 
 import pyarrow as pa
 from transformers import GenerationConfig
@@ -20,7 +19,7 @@ from t3d.interop.upstream.json_rows import BrokenFileError, read_entries
 from t3d.interop.upstream.rows import RowConverter
 from t3d.interop.upstream.tally import DamageMode, RefusedError, Tally
 from t3d.models import (
-    BlockDiffusionModel,
+    BlockDiffusionConfig,
     load_config,
     load_tokenizer,
     resolve_model,
@@ -33,8 +32,6 @@ from t3d.trajectories import TrajectoryMeta, TrajectoryWriter
 from t3d.trajectories.schema import rows_to_table
 from t3d.types import Decoding, Trajectory
 
-TALLY_FILE = ".conversion.json"
-"""In the trajectory folder; hidden, since readers of parquet folders take every other file for data."""
 ROWS_PER_SHARD = 1024
 UPSTREAM_BLOCK_SIZE = 4
 """Of the public code's configs/sdar_sample.yaml."""
@@ -59,7 +56,7 @@ def convert_rollouts(
         shown: show progress.
 
     Returns:
-        what became of the answers; the folder holds it too, as `TALLY_FILE`.
+        what became of the answers; `tally_file` holds it too.
 
     Raises:
         RequestError: no such file, or none of the public code's; damage, where `on_damage` is stop.
@@ -76,8 +73,17 @@ def convert_rollouts(
     for index in writer.missing:
         writer.write_table(index, shards[index])
     report = {"file": file.name, "model": model, "on_damage": on_damage, **tally.to_dict()}
-    write_whole(out / TALLY_FILE, json.dumps(report, indent=1) + "\n")
+    try:
+        write_whole(tally_file(out), json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise WorkError(f"cannot write {tally_file(out)}: {error.strerror or error}") from error
     return tally
+
+
+def tally_file(out: Path) -> Path:
+    """Beside a trajectory folder, DIR.conversion.json: in it, readers of parquet folders would take it for data."""
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(f"{named.name}.conversion.json")
 
 
 def convert_to_tables(file: Path, converter: RowConverter, model: str, shown: bool = True) -> list[pa.Table]:
@@ -100,15 +106,20 @@ def load_vocabulary(model: str) -> Vocabulary:
     config = load_config(model)
     check_generation_config(Path(resolve_model(model)), model)
     tokenizer = load_tokenizer(model)
-
     try:
-        generation_config: GenerationConfig | None = GenerationConfig.from_pretrained(resolve_model(model))
+        generation_config = GenerationConfig.from_pretrained(resolve_model(model))
     except OSError:  # it has none, as `load_model` would find
         generation_config = None
-    owner = SimpleNamespace(generation_config=generation_config, config=config)  # a model without its weights
     assert config.mask_token_id is not None
-    stops = stop_token_ids(cast(BlockDiffusionModel, owner), tokenizer)
+    stops = stop_token_ids(_WithoutWeights(config, generation_config), tokenizer)
     return Vocabulary(tokenizer, config.mask_token_id, frozenset(stops))
+
+
+class _WithoutWeights(NamedTuple):
+    """What a model's folder says of a model before its weights are read."""
+
+    config: BlockDiffusionConfig
+    generation_config: GenerationConfig | None
 
 
 def _trajectories(file: Path, converter: RowConverter, shown: bool) -> Iterator[Trajectory]:

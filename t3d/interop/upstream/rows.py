@@ -121,12 +121,12 @@ class RowConverter:
         self.tally.refuse(refused.kind, place)
 
     def _accept(self, row: Row, answer: Answer, number: int) -> None:
-        """Raise `RefusedError` for another row's copy, and for what was repaired where no repairs are wanted."""
+        """Raise `RefusedError` for what was repaired where no repairs are wanted, and for a copy of what was kept."""
+        if self.on_damage != "repair" and (found := answer.repairs + answer.doubts):
+            raise RefusedError(found[0])
         parts = json.dumps([row.prompt, answer.ids, answer.steps]).encode()
         if self._rows_of.setdefault(hashlib.sha256(parts).digest(), number) != number:
             raise RefusedError("duplicate")
-        if self.on_damage != "repair" and (found := answer.repairs + answer.doubts):
-            raise RefusedError(found[0])
 
     def _kept(self, row: Row, answer: Answer, number: int, sample: int, place: str) -> Trajectory:
         for kind in answer.repairs:

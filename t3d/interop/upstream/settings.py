@@ -77,9 +77,7 @@ class Settings:
         if value is None:
             return default
         try:
-            if isinstance(value, bool):
-                raise TypeError
-            return float(value)
+            return _as_number(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise self._wrong(key, value, "a number") from error
 
@@ -125,7 +123,7 @@ class Settings:
             return list(default)
         values = value if isinstance(value, list) else [value]
         try:
-            return [float(each) for each in values if not isinstance(each, bool)]
+            return [_as_number(each) for each in values]
         except (TypeError, ValueError, OverflowError) as error:
             raise self._wrong(key, value, "a list of numbers") from error
 
@@ -174,6 +172,12 @@ def _flat(fields: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, bool):  # which Python takes for 0 or 1
+        raise TypeError
+    return float(value)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -10,8 +10,9 @@ from transformers import GenerationConfig
 from t3d.errors import RequestError
 from t3d.models.conversion.mask_token import add_mask_token, grow_vocabulary
 from t3d.models.conversion.reading import read_checkpoint, read_gguf
-from t3d.models.loading import DTYPES, stop_token_ids
+from t3d.models.loading import DTYPES
 from t3d.models.saving import save_model
+from t3d.models.stopping import stop_token_ids
 
 
 @dataclass(frozen=True, slots=True)
