@@ -34,6 +34,12 @@ def one_line(text: str) -> str:
     return _without_middle(line)
 
 
+def message_of(error: Exception, limit: int = 200) -> str:
+    """What a library's exception says, or else what it is, fit for a message of ours."""
+    text = one_line(str(error)) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _without_middle(text: str) -> str:
     if len(text) <= LONGEST_MESSAGE:
         return text

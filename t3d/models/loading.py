@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from t3d.errors import RequestError, WorkError
+from t3d.errors import RequestError, WorkError, message_of
 from t3d.models.families import FAMILIES
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
 from t3d.models.plausible import check_generation_config, check_numbers, check_weights_suffice, room_for_weights
@@ -115,7 +115,7 @@ def load_config(name: str | Path, revision: str | None = None) -> BlockDiffusion
     try:
         config = config_class.from_dict(fields)
     except Exception as error:  # transformers validates fields with several exception types
-        raise RequestError(f"model {name}: config.json is not valid: {one_line(error)}") from error
+        raise RequestError(f"model {name}: config.json is not valid: {message_of(error)}") from error
     _check_config(config, name, revision)
     return config
 
@@ -175,7 +175,7 @@ def load_model(
     except torch.OutOfMemoryError as error:
         raise _does_not_fit(name) from error
     except Exception as error:  # safetensors, OSError, RuntimeError: whatever made the weights unreadable
-        raise RequestError(f"model {name}: its weights cannot be read: {one_line(error)}") from error
+        raise RequestError(f"model {name}: its weights cannot be read: {message_of(error)}") from error
     check_weights(name, info)
     try:
         return (model.to(target) if mesh is None else model).eval()
@@ -202,7 +202,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer.decode(tokenizer.encode("a", add_special_tokens=False))  # shows now whether its parts go together
         return tokenizer
     except Exception as error:  # a missing or broken tokenizer surfaces as many types
-        raise RequestError(f"model {name}: no tokenizer can be read there: {one_line(error)}") from error
+        raise RequestError(f"model {name}: no tokenizer can be read there: {message_of(error)}") from error
 
 
 def has_tokenizer(name: str | Path) -> bool:
@@ -291,14 +291,8 @@ def _not_found(name: str | Path, error: Exception) -> str:
     if os.path.isdir(path) and not os.path.exists(path / "config.json"):
         return f"model {name}: the folder holds no config.json"
     if os.path.isdir(path):
-        return f"model {name}: config.json cannot be read: {one_line(error)}"
+        return f"model {name}: config.json cannot be read: {message_of(error)}"
     return (
         f"model {name}: not a folder, not one of {', '.join(BUILT_IN)}, and the hub did not give it "
         "(check the spelling and the network, or download it first)"
     )
-
-
-def one_line(error: Exception, limit: int = 200) -> str:
-    """What a library's exception says, fit for a message of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

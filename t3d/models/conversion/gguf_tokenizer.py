@@ -12,9 +12,8 @@ from enum import IntEnum
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from t3d.errors import RequestError
+from t3d.errors import RequestError, message_of
 from t3d.models.conversion.gguf_file import GGUFFile
-from t3d.models.loading import one_line
 from t3d.models.plausible import check_ids
 
 
@@ -82,7 +81,7 @@ def build_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     except RequestError:
         raise
     except Exception as error:  # of tokenizers, and of lists and ids that do not go together
-        raise RequestError(f"GGUF file {file.path}: its tokenizer cannot be built: {one_line(error)}") from error
+        raise RequestError(f"GGUF file {file.path}: its tokenizer cannot be built: {message_of(error)}") from error
 
 
 def stop_ids(file: GGUFFile) -> list[int]:

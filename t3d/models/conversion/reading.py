@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from t3d.errors import RequestError
+from t3d.errors import RequestError, message_of
 from t3d.models.conversion import gguf_model, gguf_tokenizer
 from t3d.models.conversion.gguf_file import GGUFFile
 from t3d.models.families import FAMILIES
 from t3d.models.family import BlockDiffusionConfig, BlockDiffusionModel
-from t3d.models.loading import check_layers, check_weights, load_tokenizer, one_line
+from t3d.models.loading import check_layers, check_weights, load_tokenizer
 from t3d.models.plausible import check_generation_config, check_numbers, check_weights_suffice, room_for_weights
 
 BLOCK_FAMILIES = {"llama": "block_llama", "qwen2": "block_qwen2", "qwen3": "sdar", "qwen3_moe": "sdar_moe"}
@@ -78,7 +78,7 @@ def _fields_of(source: str) -> dict[str, Any]:
         fields, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # of the hub, the disk and JSON
         raise RequestError(
-            f"model {source}: config.json cannot be read: {one_line(error)}"
+            f"model {source}: config.json cannot be read: {message_of(error)}"
             if is_folder
             else f"model {source}: not a folder, and the hub did not give it (check the spelling and the network, or "
             "download it first)"
@@ -104,7 +104,7 @@ def _block_config(fields: Mapping[str, Any], name: str) -> BlockDiffusionConfig:
     try:
         config = config_class.from_dict(kept)
     except Exception as error:  # transformers validates fields with several exception types
-        raise RequestError(f"model {name}: its config is not valid: {one_line(error)}") from error
+        raise RequestError(f"model {name}: its config is not valid: {message_of(error)}") from error
     check_numbers(config, name)
     check_layers(config, name)
     return config
@@ -134,7 +134,7 @@ def _load(
             ignore_mismatched_sizes=True,  # they come back in `info`, and are refused below in one line
         )
     except Exception as error:  # safetensors, OSError, RuntimeError: whatever made the weights unreadable
-        raise RequestError(f"model {name}: its weights cannot be read: {one_line(error)}") from error
+        raise RequestError(f"model {name}: its weights cannot be read: {message_of(error)}") from error
     check_weights(name, info)
     return model.eval()
 
@@ -151,6 +151,6 @@ def _gguf_path(source: str, gguf_file: str | None) -> Path:
     try:
         found = cached_file(source, gguf_file)
     except Exception as error:  # of the hub and the disk
-        raise RequestError(f"model {source}: the hub did not give {gguf_file}: {one_line(error)}") from error
+        raise RequestError(f"model {source}: the hub did not give {gguf_file}: {message_of(error)}") from error
     assert found is not None
     return Path(found)
