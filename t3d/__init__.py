@@ -1,6 +1,5 @@
 """T3D: few-step decoding of block-diffusion language models by trajectory self-distillation."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from t3d.types import Decoding, Generation, Trajectory
@@ -8,18 +7,22 @@ from t3d.types import Decoding, Generation, Trajectory
 if TYPE_CHECKING:
     from t3d.engine import Engine
 
-try:
-    __version__ = version("t3d")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = ["Decoding", "Engine", "Generation", "Trajectory", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`t3d.Engine` on first use: importing torch takes seconds, and `t3d --help` does not need it."""
+    """On first use, as `t3d --help` needs neither: torch takes seconds to import, and the version is looked up."""
     if name == "Engine":
         from t3d.engine import Engine
 
         return Engine
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("t3d")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
     raise AttributeError(f"module 't3d' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from t3d import __version__
+import t3d
 from t3d import cli_completion as completion
 from t3d.cli_bench import app as bench_app
 from t3d.cli_compare import compare
@@ -42,8 +42,7 @@ from t3d.cli_serve import serve
 from t3d.cli_study import study, study_report
 from t3d.cli_view import view
 from t3d.credentials import Formatter, print_traceback, without_secrets
-from t3d.errors import RequestError, WorkError
-from t3d.progress import tell
+from t3d.errors import RequestError, WorkError, tell
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench")
@@ -75,7 +74,7 @@ def _global(
     handler.setFormatter(Formatter("t3d: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
     if version:
-        print(__version__)
+        print(t3d.__version__)
         raise typer.Exit
 
 

@@ -1,4 +1,7 @@
-"""The two ways in which a command refuses or fails; the command line turns them into exit codes."""
+"""The two ways in which a command refuses or fails, which the command line turns into exit codes; how it is told."""
+
+import sys
+from contextlib import suppress
 
 LONGEST_MESSAGE = 500
 """Characters."""
@@ -44,3 +47,9 @@ def _without_middle(text: str) -> str:
     if len(text) <= LONGEST_MESSAGE:
         return text
     return f"{text[: LONGEST_MESSAGE - _END - 5]} ... {text[-_END:]}"
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr; where it cannot be written, as in a log on a full disk, it is left out."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

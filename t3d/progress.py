@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from t3d.errors import tell
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -75,12 +77,6 @@ class _Lines:
         left = (self._total - self._done) / max(rate, 1e-9)
         text = f"{self._name}: {self._done}/{self._total} {self._unit}, {rate:.1f} {self._unit}/s, {left:.0f} s left"
         tell(f"{text}  {_render(values)}".rstrip())
-
-
-def tell(line: str) -> None:
-    """Print a line on stderr; where it cannot be written, as in a log on a full disk, it is left out."""
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def _render(values: dict[str, float | str]) -> str:

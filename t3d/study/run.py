@@ -14,8 +14,8 @@ import torch
 
 from t3d.config.study import StudyConfig
 from t3d.credentials import typed_command
-from t3d.errors import RequestError, WorkError
-from t3d.progress import Reporter, progress, tell
+from t3d.errors import RequestError, WorkError, tell
+from t3d.progress import Reporter, progress
 from t3d.study.cells import RUN, tasks_of
 from t3d.study.check import check_study
 from t3d.study.folder import open_folder

@@ -25,9 +25,8 @@ import torch
 import torch.distributed
 
 from t3d.config import Recipe
-from t3d.errors import WorkError
+from t3d.errors import WorkError, tell
 from t3d.models import BlockDiffusionModel, load_model, load_tokenizer, random_model, save_model
-from t3d.progress import tell
 from t3d.training.device import prepare_device, release_memory
 from t3d.training.rounds.judging import accuracy_of, best_round, is_enough
 from t3d.training.rounds.plan import MODEL, TEACHER, Round, plan_rounds

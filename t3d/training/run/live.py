@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from t3d.progress import Reporter, Silent, progress, tell
+from t3d.errors import tell
+from t3d.progress import Reporter, Silent, progress
 from t3d.training.run.watching import Best
 
 SPARKS = "▁▂▃▄▅▆▇█"
