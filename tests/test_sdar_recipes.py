@@ -253,6 +253,24 @@ def test_rollouts_are_full_step_in_their_blocks(model, data, block, workplace):
     assert sum(row.finish_reason == "stop" for row in rows) >= NUM_EXAMPLES
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_rounds_of_a_tiny_model(model, workplace, monkeypatch):
+    """Of random models no answers agree, so that all are kept."""
+    monkeypatch.chdir(workplace)
+    file = FOLDER / f"rounds-{model}.yaml"
+    asked = load_recipe(file)
+    assert len(asked.rounds) * asked.optim.steps == 940  # as many as the paper's
+    rollout = {"data": "math.jsonl", "max_new_tokens": TOKENS}
+    overrides = {**TRAIN_OVERRIDES, "every_round.keep": "all", "every_round.agree_with": "self"}
+    overrides |= {f"every_round.rollout.{key}": value for key, value in rollout.items()}
+    assert run(["train", str(file), *(f"{key}={value}" for key, value in overrides.items())]) == 0
+    out = Path(asked.out)
+    ended = [json.loads((folder / "training" / "outcome.json").read_text()) for folder in sorted(out.glob("round-*"))]
+    assert [each["step"] for each in ended] == [2] * 5
+    before, after = (load_model(each, device="cpu") for each in (asked.model.source, out / "model"))
+    assert any(not torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+
+
 # --- at their true shapes ---
 
 
