@@ -15,7 +15,9 @@ LEFT_OUT = "[left out]"
 SHORTEST = 8
 """Characters of a secret; a shorter value, such as KEY=1, may be anything."""
 KEY_OPTION = "--api-key"
-_SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|KEYS|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"(TOKEN|KEYS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PASS|_PAT)$", re.IGNORECASE
+)
 _URL = re.compile(r"[A-Za-z][\w+.-]*://\S+")
 _IN_AUTHORITY = re.compile(r"(:/{1,2})[^/?#\s'\"]+(?=@)")
 """user:password of https://user:password@host/, after the slashes, of which a path keeps one."""

@@ -299,6 +299,18 @@ def test_a_passphrase_is_left_out_whole():
     assert without_secrets("said 'two keys of tin'.", variables, []) == f"said '{LEFT_OUT}'."
 
 
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "OPENAI_API_KEY", "SSH_PASSPHRASE", "DB_PASS", "GITHUB_PAT", "my_secrets"]
+)
+def test_variables_that_are_named_like_secrets(name):
+    assert without_secrets("tells long-one here", {name: "long-one"}, []) == f"tells {LEFT_OUT} here"
+
+
+@pytest.mark.parametrize("name", ["HOME", "BYPASS", "PAT", "PATH", "KEYBOARD"])
+def test_variables_that_are_not(name):
+    assert without_secrets("tells long-one here", {name: "long-one"}, []) == "tells long-one here"
+
+
 @pytest.mark.parametrize("text, shown", [
     ("https://user:pw@host/a", "https://[left out]@host/a"),
     ("https:/user:pw@host/a", "https:/[left out]@host/a"),
