@@ -182,6 +182,7 @@ def drop_eos(folder):
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 REFUSALS = {
     "gpt2": (lambda folder: change_config(folder, model_type="gpt2"), {}, "'gpt2' cannot be converted"),
+    "a family that is a list": (lambda folder: change_config(folder, model_type=["llama"]), {}, "is not a name"),
     "already": (lambda folder: change_config(folder, model_type="block_llama"), {}, "block-diffusion model already"),
     "experts": (lambda folder: change_config(folder, model_type="mixtral", num_local_experts=8), {}, "experts"),
     "windows": (

@@ -198,6 +198,7 @@ BREAKAGES = {
     "block size is null": (lambda f: edit_config(f, block_size=None), "block_size"),
     "unknown family": (lambda f: edit_config(f, model_type="llama"), "'llama'"),
     "no family": (lambda f: edit_config(f, model_type=...), "model_type"),
+    "a family that is a list": (lambda f: edit_config(f, model_type=["sdar"]), "model_type ['sdar']"),
     "field out of place": (lambda f: edit_config(f, hidden_size="wide"), "hidden_size"),
     "sliding window": (
         lambda f: edit_config(f, layer_types=["full_attention", "sliding_attention"], sliding_window=4),

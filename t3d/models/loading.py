@@ -106,7 +106,7 @@ def load_config(name: str | Path, revision: str | None = None) -> BlockDiffusion
     except (OSError, ValueError, TypeError, RecursionError) as error:  # TypeError: JSON, but no mapping
         raise RequestError(_not_found(name, error)) from error
     model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise RequestError(
             f"model {name}: model_type {model_type!r} is not supported (known: {', '.join(sorted(FAMILIES))}; "
             "an autoregressive model becomes one of these by t3d convert --from-ar)"

@@ -89,6 +89,8 @@ def _fields_of(source: str) -> dict[str, Any]:
 def _block_config(fields: Mapping[str, Any], name: str) -> BlockDiffusionConfig:
     """The config of the family that has these layers; `block_size` and `mask_token_id` are still to be set."""
     model_type = fields.get("model_type")
+    if not isinstance(model_type, str):
+        raise RequestError(f"model {name}: model_type {model_type!r} in config.json is not a name")
     if model_type in FAMILIES:
         raise RequestError(f"model {name}: is a block-diffusion model already ({model_type}); train it as it is")
     if model_type not in BLOCK_FAMILIES and any(fields.get(key) not in (None, 0, 1) for key in EXPERTS):
