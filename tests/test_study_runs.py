@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 from statistics import fmean
 
@@ -252,19 +253,20 @@ def test_processes_find_what_one_finds_and_leave_nobody_behind(whole, tmp_path):
 
 
 def children_of(pid):
-    stats = (file.read_text().rsplit(") ", 1)[1].split() for file in processes())
-    return [int(file.parent.name) for file, stat in zip(processes(), stats, strict=False) if int(stat[1]) == pid]
-
-
-def processes():
-    return list(Path("/proc").glob("[0-9]*/stat"))
+    everybody = map(os.path.basename, glob("/proc/[0-9]*"))
+    return [int(each) for each in everybody if (stat_of(each) or "??")[1] == str(pid)]
 
 
 def is_alive(pid):
+    return (stat_of(pid) or "Z")[0] != "Z"
+
+
+def stat_of(pid):
+    """State, parent and so on of a process; None of one that has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 @pytest.mark.slow
