@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from processes import children_of, is_alive
 
 from t3d.cli import run
 from t3d.config import PromptConfig
@@ -42,15 +43,8 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def descendants(pid):
-    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return set(children_of(pid, recursive=True))
 
 
 def assert_all_end(pids):

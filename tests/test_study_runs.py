@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from glob import glob
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+from processes import children_of, is_alive
 from study_runs import HOPELESS, Inline, Killed, comparable, run_inline, study_fields, study_of
 from training_runs import kill_in_step, refusal_of
 
@@ -250,23 +250,6 @@ def test_processes_find_what_one_finds_and_leave_nobody_behind(whole, tmp_path):
     assert "Traceback" not in ended.stderr
     assert comparable(read_rows(tmp_path / "out")) == comparable(rows)
     assert (tmp_path / "out" / "report.md").exists()
-
-
-def children_of(pid):
-    everybody = map(os.path.basename, glob("/proc/[0-9]*"))
-    return [int(each) for each in everybody if (stat_of(each) or "??")[1] == str(pid)]
-
-
-def is_alive(pid):
-    return (stat_of(pid) or "Z")[0] != "Z"
-
-
-def stat_of(pid):
-    """State, parent and so on of a process; None of one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 @pytest.mark.slow
